@@ -1,0 +1,48 @@
+"""Every error a user of mc-runtime can meet, each with the exit code the command gives it.
+
+A message is one line: what is wrong, which file or argument, and the mend. Anything else that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class McRuntimeError(Exception):
+    """Base of all typed errors; `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RequestError(McRuntimeError):
+    """The caller asked for something that cannot be served: a size, a prompt, a seed, an option."""
+
+    exit_code = 2
+
+
+class OutputError(RequestError):
+    """A result cannot be written: the path is not writable, or the disk is full."""
+
+
+class BundleError(McRuntimeError):
+    """A bundle is missing, damaged, of another version, or made for another machine."""
+
+    exit_code = 3
+
+
+class CheckpointError(McRuntimeError):
+    """A checkpoint is incomplete, or a tensor or a key in it is not what it must be."""
+
+    exit_code = 3
+
+
+class EngineError(McRuntimeError):
+    """An engine failed to build, to load or to run, or produced numbers that are not finite."""
+
+    exit_code = 4
+
+
+class Cancelled(McRuntimeError):  # noqa: N818  # an outcome the caller asked for, not a fault
+    """The caller's `cancel` stopped the work between two steps."""
+
+    exit_code = 130
