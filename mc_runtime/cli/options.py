@@ -1,0 +1,73 @@
+"""Option types and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+TARGETS = ("onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16", "int8")
+COMPONENTS = ("planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType):
+    """`HEIGHTxWIDTH` in pixels -> (height, width). Whether the bundle serves it is the request's business."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse `512x768`; anything but two whole numbers is a usage error."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(-?\d+)[xX](-?\d+)", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size: give height x width in pixels, like 512x768.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class EngineChoice(NamedTuple):
+    """Target and precision for one component of a bundle."""
+
+    component: str
+    target: str
+    precision: str
+
+
+class EngineOption(click.ParamType):
+    """`COMPONENT=TARGET:PRECISION` -> `EngineChoice`."""
+
+    name = "COMPONENT=TARGET:PRECISION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> EngineChoice:
+        """Parse `step=openvino:int8`; unknown names are a usage error that lists the known ones."""
+        if isinstance(value, EngineChoice):
+            return value
+        match = re.fullmatch(r"([a-z_]+)=([a-z-]+):([a-z0-9]+)", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not COMPONENT=TARGET:PRECISION, like step=openvino:int8.", param, ctx)
+        choice = EngineChoice(*match.groups())
+        known_names = (COMPONENTS, TARGETS, PRECISIONS)
+        for what, given, known in zip(EngineChoice._fields, choice, known_names, strict=True):
+            if given not in known:
+                self.fail(f"{given!r} is no {what}: take one of {', '.join(known)}.", param, ctx)
+        return choice
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print exactly one JSON document on standard output."
+)
+
+bundle_argument = click.argument("bundle", metavar="BUNDLE", type=click.Path())
+
+
+def debug_option(function: F) -> F:
+    """Accept --debug on a command; `mc_runtime.cli.main` reads it when something fails."""
+    help_text = "Show a traceback with an error."
+    return click.option("--debug", is_flag=True, expose_value=False, help=help_text)(function)
