@@ -1,6 +1,6 @@
 """Every error a user of mc-runtime can meet, each with the exit code the command gives it.
 
-A message is one line: what is wrong, which file or argument, and the mend. Anything else that escapes is a bug of ours.
+A message is one line: what is wrong, which file or argument, and the mend. Anything else that escapes is our bug.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class McRuntimeError(Exception):
     exit_code: ClassVar[int] = 1
 
 
-class RequestError(McRuntimeError):
+class RequestError(McRuntimeError, ValueError):
     """The caller asked for something that cannot be served: a size, a prompt, a seed, an option."""
 
     exit_code = 2

@@ -1,0 +1,327 @@
+"""`manifest.json`: the contract between the build and the runtime.
+
+It names every engine's inputs and outputs with dtype and shape, every file with its sha256, and where the
+bundle came from. An unknown key is an error, so that a manifest never says something the runtime silently
+ignores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from mc_runtime.bundle.decode import DecodeError, decode, encode
+from mc_runtime.errors import BundleError
+
+FORMAT = "mc-runtime-bundle"
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Component = str
+"""`planner`, `text_encoder`, `step`, `vae_decoder`, `vae_encoder`; a later task may add names."""
+
+
+class Precision(StrEnum):
+    """What an engine computes in; its inputs and outputs stay float32 and int64."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One engine input or output; a string dimension is dynamic, and equal strings are equal sizes."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredError:
+    """An engine against its torch module, over the shapes it was run at (each a map of dimension to size)."""
+
+    max_abs: float
+    relative_l2: float
+    shapes: tuple[dict[str, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One component: the library that runs it, its files (the first is the one to load) and its signature."""
+
+    target: str
+    precision: Precision
+    files: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    error: MeasuredError | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("files: an engine has at least one file")
+
+    def input(self, name: str) -> Tensor | None:
+        """The input of that name, or None where this engine takes none."""
+        return next((tensor for tensor in self.inputs if tensor.name == name), None)
+
+    def output(self, name: str) -> Tensor | None:
+        """The output of that name, or None where this engine gives none."""
+        return next((tensor for tensor in self.outputs if tensor.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of the bundle, named by its path inside it."""
+
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
+            raise ValueError("sha256: expected 64 hexadecimal digits")
+        if self.bytes < 0:
+            raise ValueError("bytes: expected a size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What the bundle was built from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """`channels` of the latents, pixels per latent cell along height and width, latent cells per token."""
+
+    channels: int
+    scale: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(channels=self.channels, scale=self.scale, patch=self.patch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Picture sizes as (height, width) in pixels; `served` lists the only ones, where engines have fixed shapes."""
+
+    default: tuple[int, int]
+    served: tuple[tuple[int, int], ...] | None = None
+    multiple: int
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(multiple=self.multiple, min=self.min, max=self.max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Default scale, and how many branches the step engine weighs (1: the model takes no guidance)."""
+
+    default: float
+    branches: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.branches <= 3:
+            raise ValueError(f"branches: expected 1, 2 or 3, found {self.branches}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Denoising steps when the request names none, and the most the sampler table holds."""
+
+    default: int
+    max: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(default=self.default, max=self.max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """The table of linear multistep coefficients and the diffusers scheduler it was taken from."""
+
+    file: str
+    scheduler: str
+    order: int
+    dynamic_shift: bool
+
+    def __post_init__(self) -> None:
+        _at_least_one(order=self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Canvas tokens: the (t, h, w) grid, which follows the picture's size where `pixels_per_token` is set."""
+
+    grid: tuple[int, int, int]
+    pixels_per_token: int | None = None
+    keyframes: int = 1
+
+    def __post_init__(self) -> None:
+        sides = dict(zip("thw", self.grid, strict=True))
+        _at_least_one(keyframes=self.keyframes, pixels_per_token=self.pixels_per_token or 1, **sides)
+
+    def grid_for(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """The (t, h, w) grid for a picture of (height, width) pixels."""
+        if self.pixels_per_token is None:
+            return self.grid
+        height, width = (max(1, round(side / self.pixels_per_token)) for side in size)
+        return (self.grid[0], height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A piece of the prompt's frame: fixed text, or the slot that the prompt takes."""
+
+    text: str | None = None
+    slot: Literal["prompt"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.slot is None):
+            raise ValueError("a segment has either text or a slot")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How a prompt becomes token ids for one engine.
+
+    `negative_segments` frames the negative prompt where it differs. `max_tokens` counts the frame too.
+    `select` are the rows of the padded sequence that the text encoder keeps (negative ones count from the
+    end), as SANA does after its instruction.
+    """
+
+    tokenizer: str
+    segments: tuple[Segment, ...]
+    negative_segments: tuple[Segment, ...] | None = None
+    normalize: Literal["none", "lower_strip"] = "none"
+    max_tokens: int
+    negative_max_tokens: int | None = None
+    truncate: bool
+    pad_id: int
+    pad_to_max: bool = False
+    end_token_id: int | None = None
+    select: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one(max_tokens=self.max_tokens, negative_max_tokens=self.negative_max_tokens or 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingSet:
+    """The prompting of each engine that reads text."""
+
+    planner: Prompting | None = None
+    text_encoder: Prompting | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the bundle needs: processor, system, and CPU features (`a|b` means either)."""
+
+    arch: str
+    os: str
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole of `manifest.json`; see docs/bundle.md."""
+
+    format: Literal["mc-runtime-bundle"] = FORMAT
+    version: Literal[1] = VERSION
+    name: str
+    created: str
+    checkpoint: Checkpoint
+    backbone: str
+    tasks: tuple[str, ...]
+    conditioning: Literal["planner", "text_encoder"]
+    stock: bool
+    engines: dict[Component, Engine]
+    files: dict[str, File]
+    latents: Latents
+    sizes: Sizes
+    max_batch: int
+    guidance: Guidance
+    steps: Steps
+    sampler: Sampler
+    canvas: Canvas | None = None
+    prompting: PromptingSet
+    empty_plan: str | None = None
+    machine: Machine
+    versions: dict[str, str]
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least_one(max_batch=self.max_batch)
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST_FILE:
+                raise ValueError(f"files: {name!r} is not a plain path inside the bundle")
+        for name in sorted(self.referenced_files()):
+            if name not in self.files:
+                raise ValueError(f"files: {name!r} is used but not listed with its sha256")
+        for component in self.required_components():
+            if component not in self.engines:
+                raise ValueError(f"engines: {component!r} is missing")
+        if getattr(self.prompting, self.conditioning) is None:
+            raise ValueError(f"prompting: {self.conditioning!r} gives the context and has no prompting")
+        if self.canvas is not None and self.prompting.planner is None:
+            raise ValueError("prompting: 'planner' draws the canvas and has no prompting")
+
+    def required_components(self) -> tuple[Component, ...]:
+        """The engines that a picture needs, in the order of a request."""
+        planner = self.canvas is not None or self.conditioning == "planner"
+        encoder = self.conditioning == "text_encoder"
+        text = (*(["planner"] if planner else []), *(["text_encoder"] if encoder else []))
+        return (*text, "step", "vae_decoder")
+
+    def referenced_files(self) -> set[str]:
+        """Every file that another field of the manifest names."""
+        named = {file for engine in self.engines.values() for file in engine.files}
+        named |= {self.sampler.file}
+        named |= {spec.tokenizer for spec in (self.prompting.planner, self.prompting.text_encoder) if spec}
+        return named | ({self.empty_plan} if self.empty_plan else set())
+
+
+def manifest_from_json(text: str | bytes, where: str | Path) -> Manifest:
+    """Parse and validate a manifest; `where` is the file named in the error.
+
+    Raises BundleError in one line: not JSON, not a bundle, another version, or the first field that is wrong.
+    """
+    mend = "build the bundle again with `mc-runtime build`"
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where}: not valid JSON ({error}); {mend}") from None
+    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+        raise BundleError(f"{where}: not an mc-runtime bundle (format is not {FORMAT!r}); {mend}")
+    if raw.get("version") != VERSION:
+        raise BundleError(
+            f"{where}: bundle version {raw.get('version')!r}, this mc-runtime reads version {VERSION}; {mend}"
+        )
+    try:
+        return decode(Manifest, raw)
+    except DecodeError as error:
+        raise BundleError(f"{where}: {error}; {mend}") from None
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    """The text of `manifest.json`: sorted keys, indent 2, a final newline."""
+    return json.dumps(encode(manifest), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, found {value}")

@@ -1,0 +1,1 @@
+"""A request's life: prompt to plan, plan to latents, latents to pictures."""

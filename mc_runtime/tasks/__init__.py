@@ -1,0 +1,1 @@
+"""What a caller can ask for: one validated request type a task."""
