@@ -1,6 +1,6 @@
 """Every error a user of mc-runtime can meet, each with the exit code the command gives it.
 
-A message is one line: what is wrong, which file or argument, and the mend. Anything else that escapes is our bug.
+A message is one line: what is wrong, which file or argument, and the mend. Anything else is our bug.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""JSON values into frozen dataclasses, strictly: unknown keys, missing keys and wrong types are errors that
-name their place.
+"""JSON values into frozen dataclasses, strictly: an unknown or missing key or a wrong type is an error.
 
 A validation library would do this too, at a quarter of a second of imports before the first picture.
 """
@@ -11,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -25,7 +24,7 @@ class DecodeError(ValueError):
 
 def decode(kind: type[T], value: Any, place: str = "") -> T:
     """Build the dataclass `kind` from a JSON object. Raises DecodeError."""
-    return _dataclass(kind, value, place)
+    return cast(T, _dataclass(kind, value, place))
 
 
 def encode(value: Any) -> Any:

@@ -112,7 +112,7 @@ class Latents:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Picture sizes as (height, width) in pixels; `served` lists the only ones, where engines have fixed shapes."""
+    """Sizes, (height, width) in pixels; `served` lists the only ones, where the engines have fixed shapes."""
 
     default: tuple[int, int]
     served: tuple[tuple[int, int], ...] | None = None
@@ -238,8 +238,8 @@ class Machine:
 class Manifest:
     """The whole of `manifest.json`; see docs/bundle.md."""
 
-    format: Literal["mc-runtime-bundle"] = FORMAT
-    version: Literal[1] = VERSION
+    format: str = FORMAT
+    version: int = VERSION
     name: str
     created: str
     checkpoint: Checkpoint

@@ -17,7 +17,7 @@ _MEND = "copy it again or build it again with `mc-runtime build`"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its directory, its manifest, and `digest`, the sha256 of the manifest and so of everything."""
+    """An opened bundle; `digest` is the sha256 of the manifest and so of everything in it."""
 
     path: Path
     manifest: Manifest
@@ -63,7 +63,7 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def describe_files(directory: str | Path) -> dict[str, File]:
-    """Size and sha256 of every file under a directory but its manifest, by path relative to it, for the manifest."""
+    """Size and sha256 of every file under a directory but its manifest, by relative path."""
     root = Path(directory)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -82,7 +82,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file's bytes, read in a stream."""
     try:
-        with open(path, "rb") as stream:
+        with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_MEND}") from None
