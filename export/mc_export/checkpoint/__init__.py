@@ -1,0 +1,5 @@
+"""Checkpoints: diffusers pipeline folders, with MetaCanvas's files beside them (see docs/checkpoint.md)."""
+
+from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+
+__all__ = ["Checkpoint", "load_checkpoint"]

@@ -1,0 +1,202 @@
+"""Opens a checkpoint: a local folder or a hub id, stock diffusers or MetaCanvas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mc_export.backbones.base import Backbone
+from mc_export.backbones.registry import BACKBONES, backbone_of
+from mc_export.checkpoint import layout
+from mc_export.checkpoint.components import load_canvas_weights, load_component, load_pretrained
+from mc_export.checkpoint.hashing import sha256_of_files
+from mc_export.model.canvas_model import CanvasModel
+from mc_export.model.config import METACANVAS_FILE, MetaCanvasConfig, load_config
+from mc_export.model.injection import CanvasBackbone
+from mc_export.model.lora import apply_planner_lora
+from mc_export.model.planner import Planner
+from mc_runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Configurations are read at once, weights when a ``load_*`` method asks for them.
+
+    Attributes:
+        path: its folder.
+        index: ``model_index.json``: component to (library, class).
+        backbone: the kind of its diffusion backbone.
+        config: ``metacanvas.json``, or None for a stock pipeline.
+    """
+
+    path: Path
+    index: dict[str, tuple[str, str]]
+    backbone: Backbone
+    config: MetaCanvasConfig | None
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether this is a diffusers pipeline without a canvas."""
+        return self.config is None
+
+    @property
+    def conditioning(self) -> str:
+        """Where the backbone's context comes from: ``planner`` or ``text_encoder``."""
+        return self.config.conditioning if self.config else "text_encoder"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash over everything the runtime reads of the checkpoint."""
+        folders = [self.path / name for name in (*self.index, layout.PLANNER, layout.PROCESSOR, layout.PLANNER_LORA)]
+        files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+        single = (layout.MODEL_INDEX, METACANVAS_FILE, layout.CANVAS_WEIGHTS)
+        return sha256_of_files(self.path, [*files, *(self.path / name for name in single if (self.path / name).is_file())])
+
+    def component_config(self, component: str) -> dict[str, Any]:
+        """``config.json`` of a component."""
+        config: dict[str, Any] = read_json(self.path / component / "config.json")
+        return config
+
+    def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The backbone's diffusers model, in evaluation mode."""
+        return load_component(self.path, self.backbone.component, self.index, dtype)
+
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The autoencoder."""
+        return load_component(self.path, layout.VAE, self.index, dtype)
+
+    def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The text encoder that the checkpoint kept."""
+        return load_component(self.path, layout.TEXT_ENCODER, self.index, dtype)
+
+    def load_tokenizer(self) -> Any:
+        """The text encoder's tokenizer, fast."""
+        return load_pretrained("transformers", "AutoTokenizer", self.path / layout.TOKENIZER)
+
+    def load_planner_tokenizer(self) -> Any:
+        """The tokenizer of the planner's processor, with its chat template. (``AutoProcessor`` itself needs torchvision.)"""
+        return load_pretrained("transformers", "AutoTokenizer", self.path / layout.PROCESSOR)
+
+    def load_scheduler(self) -> Any:
+        """The checkpoint's own diffusers scheduler."""
+        _, name = self.index[layout.SCHEDULER]
+        return load_pretrained("diffusers", name, self.path / layout.SCHEDULER)
+
+    def load_planner(self, canvas: CanvasModel, dtype: torch.dtype = torch.float32) -> Planner:
+        """The planner with its canvas tokens and, if the checkpoint has one, its LoRA on the canvas rows."""
+        qwen = load_component(self.path, layout.PLANNER, {layout.PLANNER: ("transformers", "Qwen2_5_VLModel")}, dtype)
+        lora = self.path / layout.PLANNER_LORA
+        rows = apply_planner_lora(qwen, lora) if lora.is_dir() else None
+        return Planner(qwen, canvas.canvas_tokens, rows).eval()
+
+    def load_canvas(self, dtype: torch.dtype = torch.float32) -> CanvasModel:
+        """Canvas tokens and connectors."""
+        if self.config is None:
+            raise CheckpointError(f"{self.path}: a stock pipeline has no canvas; make one with `mc-runtime assemble`")
+        text = self.component_config(layout.PLANNER)
+        planner_dim = text.get("text_config", text).get("hidden_size")
+        if not isinstance(planner_dim, int):
+            raise CheckpointError(f"{self.path}/{layout.PLANNER}/config.json: no hidden_size; is it a Qwen2.5-VL?")
+        model_config = self.model_config
+        canvas = CanvasModel(
+            self.config, planner_dim, self.backbone.width(model_config), self.backbone.context_width(model_config)
+        )
+        load_canvas_weights(canvas, self.path / layout.CANVAS_WEIGHTS)
+        return canvas.to(dtype).eval()
+
+    def load_backbone(self, canvas: CanvasModel | None, dtype: torch.dtype = torch.float32) -> CanvasBackbone:
+        """The backbone with the canvas connector behind its patch embedding (None: as published)."""
+        return CanvasBackbone(self.backbone, self.load_model(dtype), canvas.canvas_connector if canvas else None).eval()
+
+    @cached_property
+    def model_config(self) -> Any:
+        """The backbone's configuration with the class's defaults filled in."""
+        import diffusers
+
+        name = self.index[self.backbone.component][1]
+        with torch.device("meta"):
+            return getattr(diffusers, name).from_config(self.component_config(self.backbone.component)).config
+
+
+def load_checkpoint(source: str | Path) -> Checkpoint:
+    """Opens a checkpoint and checks that its parts are there.
+
+    Args:
+        source: a folder, or a hub id such as ``owner/name`` (fetched: safetensors, configurations and tokenizers only).
+
+    Raises:
+        CheckpointError: it is not there, incomplete, or of a kind that is not supported; the message says what to do.
+    """
+    path = _local_folder(source)
+    index_file = path / layout.MODEL_INDEX
+    if not index_file.is_file():
+        raise CheckpointError(f"{path}: no {layout.MODEL_INDEX}; expected a diffusers pipeline folder")
+    raw = read_json(index_file)
+    index = {
+        name: (value[0], value[1])
+        for name, value in raw.items()
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[0] and value[1]
+    }
+    backbones = [found for _, class_name in index.values() if (found := backbone_of(class_name))]
+    if not backbones:
+        known = ", ".join(name for backbone in BACKBONES for name in backbone.model_classes)
+        raise CheckpointError(f"{index_file}: no supported backbone among {sorted(index)}; supported classes: {known}")
+    checkpoint = Checkpoint(path, index, backbones[0], load_config(path))
+    _check_parts(checkpoint)
+    return checkpoint
+
+
+def _local_folder(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    text = str(source)
+    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{text}: no such folder (a hub id looks like owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=list(layout.HUB_PATTERNS)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{text}: neither a folder here nor reachable as a hub id ({type(error).__name__})") from error
+
+
+def _check_parts(checkpoint: Checkpoint) -> None:
+    """Every folder and file the checkpoint's kind needs is there."""
+    needed = [
+        f"{checkpoint.backbone.component}/config.json",
+        f"{layout.VAE}/config.json",
+        f"{layout.SCHEDULER}/scheduler_config.json",
+    ]
+    if checkpoint.conditioning == "text_encoder":
+        needed += [f"{layout.TEXT_ENCODER}/config.json", f"{layout.TOKENIZER}/tokenizer_config.json"]
+    if not checkpoint.is_stock:
+        needed += [f"{layout.PLANNER}/config.json", f"{layout.PROCESSOR}/tokenizer_config.json", layout.CANVAS_WEIGHTS]
+    for name in (checkpoint.backbone.component, layout.VAE, layout.SCHEDULER):
+        if name not in checkpoint.index:
+            raise CheckpointError(f"{checkpoint.path}/{layout.MODEL_INDEX}: names no {name!r} component")
+    for part in needed:
+        if not (checkpoint.path / part).is_file():
+            raise CheckpointError(f"{checkpoint.path}: {part} is missing (see docs/checkpoint.md)")
+
+
+def read_json(file: Path) -> Any:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: unreadable, or not an object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value

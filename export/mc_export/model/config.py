@@ -1,0 +1,86 @@
+"""``metacanvas.json``: what a MetaCanvas checkpoint says beyond its weights (see docs/checkpoint.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from mc_runtime.errors import CheckpointError
+
+METACANVAS_FILE = "metacanvas.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CanvasConfig(_Strict):
+    """The canvas: the learned grid (t, h, w), and how many pixels of the output one token stands for along h and w."""
+
+    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
+    pixels_per_token: PositiveInt
+
+    def grid_at(self, height: int, width: int) -> tuple[int, int, int]:
+        """The canvas grid (t, h, w) of an output of ``height`` x ``width`` pixels; it follows the resolution (section 3.3)."""
+        per_token = self.pixels_per_token
+        return (self.grid[0], -(-height // per_token), -(-width // per_token))
+
+
+class ContextConnectorConfig(_Strict):
+    """The two-layer MLP; ``hidden_dim`` defaults to 4 x the context width."""
+
+    hidden_dim: PositiveInt | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class CanvasConnectorConfig(_Strict):
+    """The vanilla block's head width and the DiT block's Mix-FFN expansion."""
+
+    plan_head_dim: PositiveInt = 32
+    mlp_ratio: PositiveFloat = 2.5
+
+
+class PromptConfig(_Strict):
+    """How the instruction reaches the planner: its limit in tokens, and the token that closes it (default: the tokenizer's EOS)."""
+
+    max_tokens: PositiveInt = 512
+    end_token: str | None = None
+
+
+class MetaCanvasConfig(_Strict):
+    """The whole of ``metacanvas.json``."""
+
+    format_version: Literal[1] = 1
+    tasks: tuple[Literal["text-to-image"], ...] = ("text-to-image",)
+    conditioning: Literal["planner", "text_encoder"] = "planner"
+    canvas: CanvasConfig
+    context_connector: ContextConnectorConfig = ContextConnectorConfig()
+    canvas_connector: CanvasConnectorConfig = CanvasConnectorConfig()
+    prompt: PromptConfig = PromptConfig()
+
+
+def load_config(folder: Path) -> MetaCanvasConfig | None:
+    """Reads ``metacanvas.json``; None where the folder is a stock pipeline.
+
+    Raises:
+        CheckpointError: the file is no JSON, or a key is unknown, missing or of the wrong kind; the message names it.
+    """
+    file = folder / METACANVAS_FILE
+    if not file.exists():
+        return None
+    try:
+        return MetaCanvasConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{file}: {key}: {first['msg']} (see docs/checkpoint.md)") from error
+
+
+def save_config(config: MetaCanvasConfig, folder: Path) -> None:
+    """Writes ``metacanvas.json``."""
+    (folder / METACANVAS_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

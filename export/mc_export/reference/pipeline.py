@@ -1,0 +1,155 @@
+"""The reference pipeline: plain torch, diffusers' own scheduler, no export. What every bundle is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.reference.prompts import encode_for_planner, encode_for_text_encoder
+from mc_runtime.sampling.noise import initial_noise
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """Latents ``[n, C, H, W]`` as denoised, and pictures unless only latents were asked for."""
+
+    latents: np.ndarray
+    images: list[Image.Image] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the backbone is told of one branch: context ``[B, L, D]``, its mask ``[B, L]``, the plan ``[B, t, h, w, D]``."""
+
+    context: Tensor
+    mask: Tensor
+    canvas: Tensor | None
+
+
+class ReferencePipeline:
+    """A checkpoint run by torch.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        dtype: of planner, text encoder, backbone and autoencoder; the sampler works in float32, as diffusers' pipelines do.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.canvas = None if checkpoint.is_stock else checkpoint.load_canvas(dtype)
+        self.backbone = checkpoint.load_backbone(self.canvas, dtype)
+        self.vae = checkpoint.load_vae(dtype)
+        self.planner = checkpoint.load_planner(self.canvas, dtype) if self.canvas else None
+        self.planner_tokenizer = checkpoint.load_planner_tokenizer() if self.canvas else None
+        kept = checkpoint.conditioning == "text_encoder"
+        self.text_encoder = checkpoint.load_text_encoder(dtype) if kept else None
+        self.tokenizer = checkpoint.load_tokenizer() if kept else None
+
+    @classmethod
+    def from_checkpoint(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> ReferencePipeline:
+        """Opens and loads ``source``."""
+        return cls(load_checkpoint(source), dtype)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Output pixels per latent cell along h and w."""
+        return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        num_images: int = 1,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int | Sequence[int] = 0,
+        latents: np.ndarray | None = None,
+        output: str = "images",
+        canvas: bool = True,
+    ) -> ReferenceResult:
+        """Draws pictures; arguments as :meth:`mc_runtime.Runtime.generate`, plus ``canvas=False`` to leave the plan out."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
+        steps = adapter.default_steps if steps is None else steps
+        scale = adapter.default_guidance if guidance_scale is None else guidance_scale
+        latent_size = adapter.default_latent_size(config)
+        height, width = size or tuple(extent * self.pixels_per_latent for extent in latent_size)
+        shape = (adapter.latent_channels(config), height // self.pixels_per_latent, width // self.pixels_per_latent)
+
+        branches = [self.conditions(prompts, (height, width), canvas)]
+        if scale > 1:
+            branches.append(self.conditions([negative_prompt] * len(prompts), (height, width), canvas, negative=True))
+        branches = [_repeated(branch, num_images) for branch in branches]
+        count = len(prompts) * num_images
+        seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+        if latents is None:
+            latents = np.stack([initial_noise(each, shape) for each in seeds])
+        denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale)
+        if output == "latents":
+            return ReferenceResult(denoised.numpy())
+        return ReferenceResult(denoised.numpy(), self.decode(denoised))
+
+    def conditions(self, prompts: list[str], size: tuple[int, int], canvas: bool = True, negative: bool = False) -> Conditions:
+        """Reads the prompts and plans them, once a request."""
+        context, mask, plan = None, None, None
+        if self.planner is not None and self.canvas is not None and self.checkpoint.config is not None:
+            grid = self.checkpoint.config.canvas.grid_at(*size)
+            encoded = encode_for_planner(self.planner_tokenizer, self.checkpoint.config, prompts, grid)
+            states = self.planner(**encoded)
+            plan = self.canvas.canvas_connector.draw(states.canvas) if canvas else None
+            if self.canvas.context_connector is not None:
+                context, mask = self.canvas.context_connector(states.context), encoded["attention_mask"]
+        if self.text_encoder is not None:
+            encoded = encode_for_text_encoder(self.tokenizer, prompts, negative=negative)
+            select = encoded.pop("select")
+            context = self.text_encoder(**encoded)[0][:, select]
+            mask = encoded["attention_mask"][:, select]
+        assert context is not None
+        assert mask is not None
+        return Conditions(context, mask, plan)
+
+    def denoise(self, noise: Tensor, branches: list[Conditions], steps: int, scale: float) -> Tensor:
+        """The denoising loop with the checkpoint's own scheduler; guidance as in diffusers' pipelines."""
+        scheduler = self.checkpoint.load_scheduler()
+        scheduler.set_timesteps(steps)
+        timestep_scale = self.checkpoint.backbone.timestep_scale(self.checkpoint.model_config)
+        latents = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
+        for timestep in scheduler.timesteps:
+            model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+            when = (timestep * timestep_scale).expand(len(latents)).to(torch.float32)
+            predictions = [self._predict(model_input, when, branch) for branch in branches]
+            prediction = predictions[0]
+            if len(predictions) == 2:
+                prediction = predictions[1] + scale * (predictions[0] - predictions[1])
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        return latents
+
+    def _predict(self, sample: Tensor, timestep: Tensor, branch: Conditions) -> Tensor:
+        prediction = self.backbone(
+            sample.to(self.dtype), timestep, branch.context.to(self.dtype), branch.mask, canvas=branch.canvas
+        )
+        return prediction.float()
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents to pictures."""
+        scaled = latents.to(self.dtype) / self.vae.config.scaling_factor
+        pixels = (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        array = (pixels.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(picture) for picture in array]
+
+
+def _repeated(branch: Conditions, count: int) -> Conditions:
+    repeat: Any = lambda tensor: tensor.repeat_interleave(count, dim=0) if tensor is not None else None  # noqa: E731
+    return Conditions(repeat(branch.context), repeat(branch.mask), repeat(branch.canvas))
