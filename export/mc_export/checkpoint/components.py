@@ -114,7 +114,7 @@ def load_canvas_weights(canvas: nn.Module, file: Path) -> None:
             raise CheckpointError(f"{file}: tensor {name!r} is missing")
         if weights[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{file}: tensor {name!r} is {tuple(weights[name].shape)}, metacanvas.json and the models ask for {tuple(tensor.shape)}"
+                f"{file}: tensor {name!r} is {tuple(weights[name].shape)}, must be {tuple(tensor.shape)} by metacanvas.json"
             )
     if unexpected := sorted(weights.keys() - expected.keys()):
         raise CheckpointError(f"{file}: unexpected tensor {unexpected[0]!r}; does metacanvas.json belong to it?")

@@ -93,7 +93,7 @@ class CanvasConnector(nn.Module):
         self.step_block = CanvasStepBlock(backbone_dim, mlp_ratio)
 
     def draw(self, canvas_states: Tensor) -> Tensor:
-        """The planner's canvas states ``[B, t, h, w, planner_dim]`` to the plan ``[B, t, h, w, backbone_dim]``; once a request."""
+        """Canvas states ``[B, t, h, w, planner_dim]`` to the plan ``[B, t, h, w, backbone_dim]``; once a request."""
         b, t, h, w, d = canvas_states.shape
         return self.plan_block(canvas_states.reshape(b, t * h * w, d)).unflatten(1, (t, h, w))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from mc_export.model.config import MetaCanvasConfig
 from mc_export.model.canvas_connector import CanvasConnector
+from mc_export.model.config import MetaCanvasConfig
 from mc_export.model.context_connector import ContextConnector
 from mc_export.model.planner import CanvasTokens
 

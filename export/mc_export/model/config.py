@@ -44,7 +44,7 @@ class CanvasConnectorConfig(_Strict):
 
 
 class PromptConfig(_Strict):
-    """How the instruction reaches the planner: its limit in tokens, and the token that closes it (default: the tokenizer's EOS)."""
+    """The instruction's limit in tokens, and the token that closes it (default: the tokenizer's EOS)."""
 
     max_tokens: PositiveInt = 512
     end_token: str | None = None

@@ -1,4 +1,4 @@
-"""Context connector: the planner's states at the text and vision rows become the backbone's context (paper, section 3.1, D.1)."""
+"""Context connector: the planner's states at the instruction's rows become the backbone's context (paper, 3.1 and D.1)."""
 
 from __future__ import annotations
 

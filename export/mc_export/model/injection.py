@@ -1,8 +1,8 @@
 """Adds the canvas after a backbone's patch embedding without copying the backbone's forward.
 
 A forward hook, registered once, reads the plan and the timestep from two non-persistent buffers that
-``torch.func.functional_call`` fills for one call. State-dict keys stay those of the published model, and the construction
-passes ``torch.export`` and ``torch.compile(fullgraph=True)``; a hook registered inside forward, or a context variable, does not.
+``torch.func.functional_call`` fills for one call. State-dict keys stay those of the published model, and it passes
+``torch.export`` and ``torch.compile(fullgraph=True)``; a hook registered inside forward, or a context variable, does not.
 """
 
 from __future__ import annotations

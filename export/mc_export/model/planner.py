@@ -1,4 +1,4 @@
-"""The planner: Qwen2.5-VL reads the instruction, then draws on the canvas tokens that follow it (paper, sections 3.1 to 3.3)."""
+"""The planner: Qwen2.5-VL reads the instruction, then draws on the canvas tokens behind it (paper, sections 3.1 to 3.3)."""
 
 from __future__ import annotations
 
