@@ -1,0 +1,124 @@
+"""onnxruntime on the CPU: sessions with inputs and outputs bound to numpy memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend
+from mc_runtime.bundle.manifest import Engine as EngineSpec
+from mc_runtime.bundle.manifest import Tensor
+
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_ERROR = 3  # onnxruntime's severity: its warnings about unused initialisers are the build's business
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OnnxRuntimeBackend(HostBackend):
+    """Engine options: `session` (session config entries) and `graph_optimization` (`all`, `extended`, `basic`, `none`)."""
+
+    name = "onnxruntime"
+
+    def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
+        """See `Backend.load`."""
+        return OnnxRuntimeEngine(component, files[0], self._session_options(spec))
+
+    def wrap(self, array: Array) -> Any:
+        """An OrtValue over the array's memory."""
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def _session_options(self, spec: EngineSpec) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERROR
+        options.intra_op_num_threads = self.settings.threads or 0
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = _level(spec.options.get("graph_optimization", "all"))
+        # Threads wait actively for work inside a run, and sleep between runs: another engine may have the
+        # cores then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in spec.options.get("session", {}).items():
+            options.add_session_config_entry(key, str(value))
+        return options
+
+
+class OnnxRuntimeEngine(Engine):
+    """One session."""
+
+    def __init__(self, name: str, path: Path, options: Any) -> None:
+        super().__init__(name, path)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+        except Exception as error:  # onnxruntime raises its own types, one a status code
+            self.fail("does not load", error)
+
+    def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """See `Engine.describe`."""
+        inputs = tuple(_tensor(node) for node in self._session.get_inputs())
+        outputs = tuple(_tensor(node) for node in self._session.get_outputs())
+        return inputs, outputs
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
+        """See `Engine.bind`."""
+        binding = self._bind_inputs(inputs)
+        try:
+            for name, buffer in outputs.items():
+                binding.bind_ortvalue_output(name, buffer.native)
+        except Exception as error:
+            self.fail("does not take its outputs", error)
+        return _BoundCall(self, self._session, binding)
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """See `Engine.run`."""
+        binding = self._bind_inputs(inputs)
+        names = [node.name for node in self._session.get_outputs()]
+        for name in names:
+            binding.bind_output(name)
+        _BoundCall(self, self._session, binding).run()
+        arrays = [np.asarray(value.numpy()) for value in binding.get_outputs()]
+        natives = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        return {
+            name: Buffer(native, array.shape, array.dtype, array)
+            for name, native, array in zip(names, natives, arrays, strict=True)
+        }
+
+    def _bind_inputs(self, inputs: Mapping[str, Buffer]) -> Any:
+        binding = self._session.io_binding()
+        try:
+            for name, buffer in inputs.items():
+                binding.bind_ortvalue_input(name, buffer.native)
+        except Exception as error:
+            self.fail("does not take its inputs", error)
+        return binding
+
+
+class _BoundCall(Call):
+    def __init__(self, engine: OnnxRuntimeEngine, session: Any, binding: Any) -> None:
+        self._engine = engine
+        self._session = session
+        self._binding = binding
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            self._engine.fail("failed", error)
+
+
+def _level(name: str) -> Any:
+    levels = ort.GraphOptimizationLevel
+    return {
+        "all": levels.ORT_ENABLE_ALL,
+        "extended": levels.ORT_ENABLE_EXTENDED,
+        "basic": levels.ORT_ENABLE_BASIC,
+        "none": levels.ORT_DISABLE_ALL,
+    }[name]
+
+
+def _tensor(node: Any) -> Tensor:
+    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
+    return Tensor(name=node.name, dtype=_DTYPES.get(node.type, node.type), shape=shape)

@@ -1,0 +1,80 @@
+"""The targets by name. Listing them imports no engine library; creating a backend imports its own and no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from mc_runtime.backends.base import Backend, Settings
+from mc_runtime.errors import BundleError, EngineError
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a backend's class lives, the library it needs, and the command that installs it."""
+
+    home: str
+    class_name: str
+    module: str
+    distributions: tuple[str, ...]
+    install: str
+
+
+_TARGETS = {
+    "onnxruntime": _Target(
+        home="mc_runtime.backends.onnxruntime",
+        class_name="OnnxRuntimeBackend",
+        module="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
+        install="pip install 'mc-runtime[cpu]'",
+    ),
+    "openvino": _Target(
+        home="mc_runtime.backends.openvino",
+        class_name="OpenVinoBackend",
+        module="openvino",
+        distributions=("openvino",),
+        install="pip install 'mc-runtime[openvino]'",
+    ),
+}
+
+TARGETS = tuple(_TARGETS)
+"""Every target a bundle's engines may name."""
+
+
+def create_backend(name: str, settings: Settings) -> Backend:
+    """The backend of that name. Raises BundleError for an unknown target, EngineError where its library is missing."""
+    target = _TARGETS.get(name)
+    if target is None:
+        raise BundleError(f"target {name!r} is unknown to this mc-runtime (it knows {', '.join(TARGETS)}); upgrade it")
+    try:
+        backend_class = getattr(import_module(target.home), target.class_name)
+    except ImportError as error:
+        if not _installed(target.module):
+            raise EngineError(f"{name} is not installed and this bundle needs it; {target.install}") from None
+        raise EngineError(f"{name} is installed but does not load ({error}); {target.install}") from error
+    backend: Backend = backend_class(settings)
+    return backend
+
+
+def available() -> dict[str, dict[str, Any]]:
+    """Per target: `ready`, the library's `version`, and where it is not ready the `reason` and the `mend`."""
+    return {name: _diagnose(target) for name, target in _TARGETS.items()}
+
+
+def _diagnose(target: _Target) -> dict[str, Any]:
+    from mc_runtime.machine import installed_versions
+
+    if not _installed(target.module):
+        reason = f"{target.module} is not installed"
+        return {"ready": False, "version": None, "reason": reason, "mend": target.install}
+    versions = installed_versions(target.distributions)
+    return {"ready": True, "version": next(iter(versions.values()), None), "reason": None, "mend": None}
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
