@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class Backbone(ABC):
         """What the scheduler's timesteps are multiplied with before the model sees them."""
 
     @abstractmethod
+    def pixels_per_latent(self, vae_config: Mapping[str, Any]) -> int:
+        """Output pixels per latent cell along h and w, from the autoencoder's ``config.json``."""
+
+    @abstractmethod
     def tokens_to_grid(self, tokens: Tensor, patch_input: Tensor, config: Any) -> Tensor:
         """The patch embedding's output as a grid ``[B, T, H, W, D]``; ``patch_input`` is what was embedded."""
 
@@ -71,4 +76,18 @@ class Backbone(ABC):
 
     @abstractmethod
     def prepare_for_export(self, model: nn.Module) -> None:
-        """Changes the model in place where its published form does not survive export; outputs stay the same."""
+        """Changes the model in place: what does not survive export, and what no step changes.
+
+        Afterwards its context is what :meth:`context_preparation` gives; outputs stay the same.
+        """
+
+    @abstractmethod
+    def prepared_context_width(self, config: Any) -> int:
+        """Width of the prepared context ``[B, L, width]``."""
+
+    @abstractmethod
+    def context_preparation(self, model: nn.Module) -> nn.Module:
+        """All that the published model computes from the context alone: ``[B, L, context_width]`` to the prepared context.
+
+        The module keeps what it needs of ``model``; take it before :meth:`prepare_for_export`.
+        """

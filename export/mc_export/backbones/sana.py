@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from mc_export.backbones.base import Backbone
+from mc_export.backbones.sana_export import SanaContext, use_exportable_self_attention, use_prepared_context
 
 MASK_BIAS = -10000.0  # what diffusers' Sana adds to the scores of rows that do not count
 
@@ -42,6 +42,10 @@ class Sana(Backbone):
     def timestep_scale(self, config: Any) -> float:
         return float(config.timestep_scale)
 
+    def pixels_per_latent(self, vae_config: Mapping[str, Any]) -> int:
+        stages: int = len(vae_config["encoder_block_out_channels"])
+        return 2 ** (stages - 1)
+
     def tokens_to_grid(self, tokens: Tensor, patch_input: Tensor, config: Any) -> Tensor:
         height, width = (extent // config.patch_size for extent in patch_input.shape[-2:])
         return tokens.unflatten(1, (1, height, width))
@@ -65,58 +69,11 @@ class Sana(Backbone):
         return output[:, : sample.shape[1]]
 
     def prepare_for_export(self, model: nn.Module) -> None:
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.set_processor(CrossAttention() if module.is_cross_attention else LinearAttention())
+        use_exportable_self_attention(model)
+        use_prepared_context(model)
 
+    def prepared_context_width(self, config: Any) -> int:
+        return int(config.num_layers) * 2 * self.width(config)
 
-class LinearAttention:
-    """``SanaLinearAttnProcessor2_0``, with a denominator that survives the ONNX optimiser.
-
-    The published ``x / (d + 1e-15)`` loses its constant there (additions of less than 1e-8 are dropped) and 0 / 0 is NaN.
-    ``d`` is a sum of non-negative terms, so clamping it from below gives the same bits.
-    """
-
-    def __call__(self, attn: Attention, hidden_states: Tensor, **_: Any) -> Tensor:
-        query, key = _projected_query_and_key(attn, hidden_states, hidden_states)
-        query, key, value = (
-            states.transpose(1, 2).unflatten(1, (attn.heads, -1)) for states in (query, key, attn.to_v(hidden_states))
-        )
-        query, key, value = F.relu(query).float(), F.relu(key).transpose(2, 3).float(), value.float()
-        scores = F.pad(value, (0, 0, 0, 1), value=1.0) @ key
-        attended = scores @ query
-        attended = attended[:, :, :-1] / attended[:, :, -1:].clamp_min(1e-15)
-        attended = attended.flatten(1, 2).transpose(1, 2).to(hidden_states.dtype)
-        output: Tensor = attn.to_out[0](attended)
-        return output
-
-
-class CrossAttention:
-    """``SanaAttnProcessor2_0`` with the mask kept as ``[B, 1, 1, L]``: its view over heads has no dynamic form."""
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        query, key = _projected_query_and_key(attn, hidden_states, encoder_hidden_states)
-        query, key, value = (
-            states.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for states in (query, key, attn.to_v(encoder_hidden_states))
-        )
-        mask = None if attention_mask is None else attention_mask[:, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-        output: Tensor = attn.to_out[0](attended.to(query.dtype)) / attn.rescale_output_factor
-        return output
-
-
-def _projected_query_and_key(attn: Attention, hidden_states: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries ``[B, N, inner]`` and keys ``[B, L, inner]``, normalised where the checkpoint does so (SANA 1.5 and later)."""
-    query, key = attn.to_q(hidden_states), attn.to_k(context)
-    if attn.norm_q is not None:
-        query = attn.norm_q(query)
-    if attn.norm_k is not None:
-        key = attn.norm_k(key)
-    return query, key
+    def context_preparation(self, model: nn.Module) -> nn.Module:
+        return SanaContext(model)

@@ -34,19 +34,24 @@ def load_component(root: Path, component: str, index: dict[str, tuple[str, str]]
     model_class = getattr(importlib.import_module(library), class_name, None)
     if model_class is None:
         raise CheckpointError(f"{root}: the installed {library} has no {class_name}; upgrade it")
-    dtype_argument = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+    arguments: dict[str, Any] = {"torch_dtype": dtype}
+    if (
+        library == "transformers"
+    ):  # told to go on, it lists the tensors that do not fit; otherwise it only says that some do not
+        arguments = {"dtype": dtype, "ignore_mismatched_sizes": True}
     try:
         with _quiet_libraries():
             model, info = model_class.from_pretrained(
-                str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True, **dtype_argument
+                str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True, **arguments
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {' '.join(str(error).split())[:400]}") from error
-    missing, mismatched = sorted(info.get("missing_keys") or ()), sorted(map(str, info.get("mismatched_keys") or ()))
+    missing, mismatched = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
     if missing:
         raise CheckpointError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if mismatched:
-        raise CheckpointError(f"{folder}: tensor {mismatched[0]} has another shape than config.json asks for")
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(f"{folder}: tensor {name!r} is {tuple(found)}, must be {tuple(wanted)} by config.json")
     loaded: nn.Module = model
     return loaded.requires_grad_(False).eval()
 

@@ -115,6 +115,11 @@ class Checkpoint:
         return CanvasBackbone(self.backbone, self.load_model(dtype), canvas.canvas_connector if canvas else None).eval()
 
     @cached_property
+    def pixels_per_latent(self) -> int:
+        """Output pixels per latent cell along h and w: the autoencoder's stride."""
+        return self.backbone.pixels_per_latent(self.component_config(layout.VAE))
+
+    @cached_property
     def model_config(self) -> Any:
         """The backbone's configuration with the class's defaults filled in."""
         import diffusers
@@ -133,7 +138,7 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: it is not there, incomplete, or of a kind that is not supported; the message says what to do.
     """
-    path = _local_folder(source)
+    path = local_folder(source)
     index_file = path / layout.MODEL_INDEX
     if not index_file.is_file():
         raise CheckpointError(f"{path}: no {layout.MODEL_INDEX}; expected a diffusers pipeline folder")
@@ -152,7 +157,12 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _local_folder(source: str | Path) -> Path:
+def local_folder(source: str | Path) -> Path:
+    """A folder as it is; a hub id's files, fetched.
+
+    Raises:
+        CheckpointError: neither.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -62,13 +62,13 @@ class MetaCanvasConfig(_Strict):
     prompt: PromptConfig = PromptConfig()
 
 
-def load_config(folder: Path) -> MetaCanvasConfig | None:
+def load_config(folder: Path, name: str = METACANVAS_FILE) -> MetaCanvasConfig | None:
     """Reads ``metacanvas.json``; None where the folder is a stock pipeline.
 
     Raises:
         CheckpointError: the file is no JSON, or a key is unknown, missing or of the wrong kind; the message names it.
     """
-    file = folder / METACANVAS_FILE
+    file = folder / name
     if not file.exists():
         return None
     try:

@@ -59,11 +59,6 @@ class ReferencePipeline:
         """Opens and loads ``source``."""
         return cls(load_checkpoint(source), dtype)
 
-    @property
-    def pixels_per_latent(self) -> int:
-        """Output pixels per latent cell along h and w."""
-        return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
-
     @torch.inference_mode()
     def generate(
         self,
@@ -85,8 +80,12 @@ class ReferencePipeline:
         steps = adapter.default_steps if steps is None else steps
         scale = adapter.default_guidance if guidance_scale is None else guidance_scale
         latent_size = adapter.default_latent_size(config)
-        height, width = size or tuple(extent * self.pixels_per_latent for extent in latent_size)
-        shape = (adapter.latent_channels(config), height // self.pixels_per_latent, width // self.pixels_per_latent)
+        height, width = size or tuple(extent * self.checkpoint.pixels_per_latent for extent in latent_size)
+        shape = (
+            adapter.latent_channels(config),
+            height // self.checkpoint.pixels_per_latent,
+            width // self.checkpoint.pixels_per_latent,
+        )
 
         branches = [self.conditions(prompts, (height, width), canvas)]
         if scale > 1:

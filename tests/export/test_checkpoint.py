@@ -1,0 +1,165 @@
+"""Checkpoints: what is opened, what is assembled, and what each broken one is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mc_export.checkpoint import load_checkpoint
+from mc_export.checkpoint.assemble import assemble_checkpoint
+from mc_export.reference import ReferencePipeline
+from mc_runtime.errors import CheckpointError
+from tests.factories import tiny_metacanvas_checkpoint, tiny_planner, tiny_processors, tiny_stock_sana
+
+
+@pytest.fixture(scope="module")
+def metacanvas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_metacanvas_checkpoint(tmp_path_factory.mktemp("checkpoints") / "metacanvas")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stock_sana(tmp_path_factory.mktemp("checkpoints") / "stock")
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "planner"
+    tiny_planner(3).save_pretrained(str(folder))
+    for processor in tiny_processors():
+        processor.save_pretrained(str(folder))
+    return folder
+
+
+def test_opens_metacanvas_and_stock(metacanvas: Path, stock: Path) -> None:
+    opened = load_checkpoint(metacanvas)
+    assert (opened.is_stock, opened.conditioning, opened.backbone.name) == (False, "planner", "sana")
+    assert (load_checkpoint(stock).is_stock, load_checkpoint(stock).conditioning) == (True, "text_encoder")
+
+
+def test_the_hash_covers_every_part(metacanvas: Path, tmp_path: Path) -> None:
+    before = load_checkpoint(metacanvas).sha256
+    copy = shutil.copytree(metacanvas, tmp_path / "copy")
+    assert load_checkpoint(copy).sha256 == before
+    (copy / "README.md").write_text("not part of what runs")
+    assert load_checkpoint(copy).sha256 == before
+    weights = load_file(copy / "canvas.safetensors")
+    weights["canvas_tokens.tokens"] += 1e-3
+    save_file(weights, copy / "canvas.safetensors")
+    assert load_checkpoint(copy).sha256 != before
+
+
+def test_an_assembled_checkpoint_without_weights_draws_what_the_stock_pipeline_draws(
+    stock: Path, planner: Path, tmp_path: Path
+) -> None:
+    """Fresh projections are zero: conditioned by the kept text encoder, latents are the stock pipeline's, bit for bit."""
+    assembled = assemble_checkpoint(tmp_path / "out", planner=planner, pipeline=stock, conditioning="text_encoder")
+    assert assembled.config is not None
+    assert assembled.config.canvas.grid == (1, 8, 8)
+    ours = ReferencePipeline(assembled).generate("a red circle", steps=2, output="latents").latents
+    theirs = ReferencePipeline.from_checkpoint(stock).generate("a red circle", steps=2, output="latents").latents
+    assert np.array_equal(ours, theirs)
+
+
+def test_assembling_with_the_planners_context_drops_the_text_encoder(stock: Path, planner: Path, tmp_path: Path) -> None:
+    assembled = assemble_checkpoint(tmp_path / "out", planner=planner, pipeline=stock)
+    assert not (assembled.path / "text_encoder").exists()
+    assert ReferencePipeline(assembled).generate("a cat", steps=1).images[0].size == (32, 32)
+
+
+def test_a_failed_assembly_leaves_nothing(stock: Path, planner: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "canvas.safetensors"
+    save_file({"canvas_tokens.tokens": load_file(planner / "model.safetensors")["model.norm.weight"]}, wrong)
+    with pytest.raises(CheckpointError, match=r"canvas_tokens\.tokens"):
+        assemble_checkpoint(tmp_path / "out", planner=planner, pipeline=stock, canvas=wrong)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["canvas.safetensors"]
+
+
+def test_a_planner_of_another_kind_is_refused(stock: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="must be a qwen2_5_vl"):
+        assemble_checkpoint(tmp_path / "out", planner=stock / "text_encoder", pipeline=stock)
+
+
+def set_config(path: str, key: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / path).read_text())
+        config[key] = value
+        (folder / path).write_text(json.dumps(config))
+
+    return change
+
+
+def drop_tensor(path: str, name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / path)
+        del weights[name]
+        save_file(weights, folder / path, metadata={"format": "pt"})
+
+    return change
+
+
+def truncate(path: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = (folder / path).read_bytes()
+        (folder / path).write_bytes(data[: len(data) // 2])
+
+    return change
+
+
+def reshape_tensor(path: str, name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / path)
+        weights[name] = weights[name][:-1].clone()
+        save_file(weights, folder / path, metadata={"format": "pt"})
+
+    return change
+
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (set_config("metacanvas.json", "colour", "red"), "metacanvas.json: colour: Extra inputs"),
+        (set_config("metacanvas.json", "canvas", {"grid": [1, 0, 4], "pixels_per_token": 8}), "canvas.grid.1"),
+        (set_config("metacanvas.json", "format_version", 2), "metacanvas.json: format_version"),
+        (drop_tensor("canvas.safetensors", "canvas_tokens.tokens"), "canvas_tokens.tokens' is missing"),
+        (
+            reshape_tensor("canvas.safetensors", "canvas_connector.plan_block.proj_out.bias"),
+            r"plan_block.proj_out.bias' is \(63,\)",
+        ),
+        (drop_tensor(TRANSFORMER, "proj_out.weight"), "tensor 'proj_out.weight' is missing"),
+        (reshape_tensor(TRANSFORMER, "proj_out.bias"), "transformer.*proj_out.bias"),
+        (drop_tensor("planner/model.safetensors", "model.norm.weight"), "norm.weight' is missing"),
+        (reshape_tensor("planner/model.safetensors", "model.norm.weight"), "planner.*norm.weight"),
+        (truncate(TRANSFORMER), "transformer.*damaged"),
+        (truncate("canvas.safetensors"), "canvas.safetensors: damaged"),
+        (lambda folder: (folder / "canvas.safetensors").unlink(), "canvas.safetensors is missing"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "vae/config.json is missing"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "not readable as JSON"),
+        (lambda folder: (folder / "model_index.json").unlink(), "no model_index.json"),
+        (set_config("model_index.json", "transformer", ["diffusers", "PixArtTransformer2DModel"]), "no supported backbone"),
+        (set_config("model_index.json", "vae", ["my_code", "AutoencoderDC"]), "vae is a class of 'my_code'"),
+    ],
+)
+def test_a_broken_checkpoint_says_what_is_broken(
+    metacanvas: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    copy = shutil.copytree(metacanvas, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        ReferencePipeline.from_checkpoint(copy)
+    assert "\n" not in str(caught.value), "one line"
+
+
+@pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "./nowhere"])
+def test_a_source_that_is_nothing_is_refused(source: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_checkpoint(source)
