@@ -1,0 +1,17 @@
+"""The text an engine reads: the prompt in its frame (a chat template or an instruction, rendered once at build time)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mc_runtime.bundle.manifest import Segment
+
+
+def normalized(prompt: str, how: str) -> str:
+    """The prompt as the checkpoint was trained to read it; "lower_strip" is `SanaPipeline`'s."""
+    return prompt.lower().strip() if how == "lower_strip" else prompt
+
+
+def framed(segments: Sequence[Segment], prompt: str) -> str:
+    """The fixed texts with `prompt` in its slot, as one string: token merges may cross the seams, as they did in training."""
+    return "".join(prompt if segment.text is None else segment.text for segment in segments)

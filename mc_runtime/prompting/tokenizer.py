@@ -1,0 +1,118 @@
+"""Prompts to token ids, equal to what transformers' processors make, by the `tokenizers` library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mc_runtime.bundle.manifest import Prompting
+from mc_runtime.errors import BundleError, RequestError
+from mc_runtime.prompting.template import framed, normalized
+
+MAX_CHARACTERS = 32_768
+"""Longest prompt that is tokenized at all, so that a pasted book fails at once."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of B prompts, right padded to L, the longest of them (or the limit, where an engine's length is fixed).
+
+    Attributes:
+        input_ids: i64 `[B, L]`.
+        attention_mask: i64 `[B, L]`, 1 at real tokens.
+        lengths: i64 `[B]`, real tokens of each prompt.
+        select: i64 `[S]`, the rows whose hidden states become the context, ascending and below L.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    select: NDArray[np.int64]
+
+    @property
+    def context_mask(self) -> NDArray[np.int64]:
+        """i64 `[B, S]`: which rows of the context are real."""
+        return self.attention_mask[:, self.select]
+
+
+class Prompter:
+    """Encodes the prompts of one engine. It keeps no state between calls, so threads may share it.
+
+    Args:
+        spec: how, from the manifest.
+        folder: the bundle, which holds the tokenizer.
+
+    Raises:
+        BundleError: the tokenizer cannot be read.
+    """
+
+    def __init__(self, spec: Prompting, folder: Path) -> None:
+        self.spec = spec
+        path = folder / spec.tokenizer
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{path}: not a tokenizer ({error}); build the bundle again") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, prompts: Sequence[str], negative: bool = False) -> Encoded:
+        """Token ids of `prompts`; `negative` takes the frame and the limit of negative prompts.
+
+        Rows that `select` would take from padding beyond the longest prompt are dropped: attention is causal and padding is on
+        the right, so no real row changes, and such rows are masked in the context anyway.
+
+        Raises:
+            RequestError: a prompt is no text, too long, or there is none.
+        """
+        if not prompts:
+            raise RequestError("there is no prompt; give at least one (it may be empty)")
+        limit = self._limit(negative)
+        sequences = [self._ids(prompt, limit, negative) for prompt in prompts]
+        lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
+        width = limit if self.spec.pad_to_max else int(lengths.max())
+        input_ids = np.full((len(sequences), width), self.spec.pad_id, dtype=np.int64)
+        for row, ids in zip(input_ids, sequences, strict=True):
+            row[: len(ids)] = ids
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        return Encoded(input_ids, mask, lengths, self._selected(width, limit, negative))
+
+    def _limit(self, negative: bool) -> int:
+        if negative and self.spec.negative_max_tokens is not None:
+            return self.spec.negative_max_tokens
+        return self.spec.max_tokens
+
+    def _ids(self, prompt: str, limit: int, negative: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            raise RequestError(f"a prompt must be text, got {type(prompt).__name__}")
+        if len(prompt) > MAX_CHARACTERS:
+            raise RequestError(f"the prompt has {len(prompt)} characters, the limit is {MAX_CHARACTERS}; shorten it")
+        spec = self.spec
+        segments = spec.negative_segments if negative and spec.negative_segments is not None else spec.segments
+        try:
+            encoding = self._tokenizer.encode(framed(segments, normalized(prompt, spec.normalize)), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:  # lone surrogates, as from a badly decoded argument
+            raise RequestError("the prompt is not valid Unicode text; check its encoding") from error
+        added = self._tokenizer.num_special_tokens_to_add(False) + (spec.end_token_id is not None)
+        length = len(encoding) + added
+        if length > limit:
+            if not spec.truncate:
+                raise RequestError(
+                    f"the prompt takes {length} tokens with its frame, the limit is {limit}; shorten it by {length - limit}"
+                )
+            encoding.truncate(max(0, limit - added))
+        ids: list[int] = self._tokenizer.post_process(encoding).ids
+        return ids if spec.end_token_id is None else [*ids, spec.end_token_id]
+
+    def _selected(self, width: int, limit: int, negative: bool) -> NDArray[np.int64]:
+        """The rows of the manifest's `select` that exist; all rows where it names none, and for the negative prompt."""
+        if negative or self.spec.select is None:
+            return np.arange(width, dtype=np.int64)
+        rows = np.array(self.spec.select, dtype=np.int64)
+        rows = np.where(rows < 0, rows + limit, rows)
+        return rows[rows < width]
