@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -124,14 +125,15 @@ class ReferencePipeline:
         scheduler = self.checkpoint.load_scheduler()
         scheduler.set_timesteps(steps)
         timestep_scale = self.checkpoint.backbone.timestep_scale(self.checkpoint.model_config)
+        joined = _joined(branches)
         latents = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
         for timestep in scheduler.timesteps:
             model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
-            when = (timestep * timestep_scale).expand(len(latents)).to(torch.float32)
-            predictions = [self._predict(model_input, when, branch) for branch in branches]
-            prediction = predictions[0]
-            if len(predictions) == 2:
-                prediction = predictions[1] + scale * (predictions[0] - predictions[1])
+            when = (timestep * timestep_scale).expand(len(joined.context)).to(torch.float32)
+            prediction = self._predict(torch.cat([model_input] * len(branches)), when, joined)
+            if len(branches) == 2:
+                conditional, unconditional = prediction.chunk(2)
+                prediction = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
 
@@ -147,6 +149,15 @@ class ReferencePipeline:
         pixels = (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
         array = (pixels.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(picture) for picture in array]
+
+
+def _joined(branches: list[Conditions]) -> Conditions:
+    """All branches as one batch, as diffusers' pipelines run them; shorter contexts are padded with masked rows."""
+    length = max(branch.context.shape[1] for branch in branches)
+    contexts = [F.pad(branch.context, (0, 0, 0, length - branch.context.shape[1])) for branch in branches]
+    masks = [F.pad(branch.mask, (0, length - branch.mask.shape[1])) for branch in branches]
+    plans = [branch.canvas for branch in branches if branch.canvas is not None]
+    return Conditions(torch.cat(contexts), torch.cat(masks), torch.cat(plans) if plans else None)
 
 
 def _repeated(branch: Conditions, count: int) -> Conditions:
