@@ -10,9 +10,7 @@ import numpy as np
 from mc_runtime.errors import BundleError
 
 
-def save_arrays(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
-) -> None:
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write arrays to a safetensors file; equal arrays give equal bytes."""
     from safetensors.numpy import save_file
 
@@ -27,6 +25,4 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         return dict(load_file(str(path)))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise BundleError(
-            f"{path}: damaged ({error}); build the bundle again with `mc-runtime build`"
-        ) from None
+        raise BundleError(f"{path}: damaged ({error}); build the bundle again with `mc-runtime build`") from None

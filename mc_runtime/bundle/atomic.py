@@ -40,9 +40,7 @@ def staged_directory(destination: str | Path, *, marker: str | None = None) -> I
         stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
         lock = os.open(stage, os.O_RDONLY)
     except OSError as error:
-        raise _as_output_error(error, target) or OutputError(
-            f"{target}: cannot be written ({error})"
-        ) from None
+        raise _as_output_error(error, target) or OutputError(f"{target}: cannot be written ({error})") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield stage
@@ -77,13 +75,9 @@ def _refuse_foreign(target: Path, marker: str | None) -> None:
 def _as_output_error(error: BaseException, target: Path) -> OutputError | None:
     if is_disk_full(error):
         free = shutil.disk_usage(next(parent for parent in (target, *target.parents) if parent.exists())).free
-        return OutputError(
-            f"{target}: the disk is full ({free / 2**20:.0f} MiB left); free some space and try again"
-        )
+        return OutputError(f"{target}: the disk is full ({free / 2**20:.0f} MiB left); free some space and try again")
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-        return OutputError(
-            f"{error.filename or target}: not writable; choose another place or change its permissions"
-        )
+        return OutputError(f"{error.filename or target}: not writable; choose another place or change its permissions")
     return None
 
 

@@ -113,9 +113,7 @@ def _tuple(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
         raise DecodeError(place, f"expected {len(kinds)} items, found {len(value)}")
-    return tuple(
-        _value(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )
+    return tuple(_value(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _join(place: str, key: str) -> str:

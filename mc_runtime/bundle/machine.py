@@ -25,9 +25,7 @@ def machine_for(precisions: Iterable[Precision]) -> Machine:
     """
     here = this_machine()
     wanted = sorted({_FEATURES[precision] for precision in precisions if precision in _FEATURES})
-    return Machine(
-        arch=here.arch, os=here.os, features=tuple(name for name in wanted if _has(name, here.features))
-    )
+    return Machine(arch=here.arch, os=here.os, features=tuple(name for name in wanted if _has(name, here.features)))
 
 
 def check_machine(machine: Machine, where: str | Path) -> None:
@@ -35,9 +33,7 @@ def check_machine(machine: Machine, where: str | Path) -> None:
     here = this_machine()
     mend = "build it again on this machine with `mc-runtime build`"
     if (machine.arch, machine.os) != (here.arch, here.os):
-        raise BundleError(
-            f"{where}: built for {machine.arch} {machine.os}, this machine is {here.arch} {here.os}; {mend}"
-        )
+        raise BundleError(f"{where}: built for {machine.arch} {machine.os}, this machine is {here.arch} {here.os}; {mend}")
     missing = [feature for feature in machine.features if not _has(feature, here.features)]
     if missing:
         raise BundleError(f"{where}: needs CPU features {', '.join(missing)} that this machine lacks; {mend}")

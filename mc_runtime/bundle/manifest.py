@@ -176,7 +176,7 @@ class Canvas:
         """The (t, h, w) grid for a picture of (height, width) pixels."""
         if self.pixels_per_token is None:
             return self.grid
-        height, width = (max(1, round(side / self.pixels_per_token)) for side in size)
+        height, width = (-(-side // self.pixels_per_token) for side in size)
         return (self.grid[0], height, width)
 
 
@@ -307,9 +307,7 @@ def manifest_from_json(text: str | bytes, where: str | Path) -> Manifest:
     if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
         raise BundleError(f"{where}: not an mc-runtime bundle (format is not {FORMAT!r}); {mend}")
     if raw.get("version") != VERSION:
-        raise BundleError(
-            f"{where}: bundle version {raw.get('version')!r}, this mc-runtime reads version {VERSION}; {mend}"
-        )
+        raise BundleError(f"{where}: bundle version {raw.get('version')!r}, this mc-runtime reads version {VERSION}; {mend}")
     try:
         return decode(Manifest, raw)
     except DecodeError as error:

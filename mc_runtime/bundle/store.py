@@ -41,9 +41,7 @@ class Bundle:
                 found = pool.map(lambda name: sha256_of(self.path / name), wanted)
                 for (name, file), digest in zip(wanted.items(), found, strict=True):
                     if digest != file.sha256:
-                        raise BundleError(
-                            f"{self.path / name}: altered (sha256 differs from the manifest's); {_MEND}"
-                        )
+                        raise BundleError(f"{self.path / name}: altered (sha256 differs from the manifest's); {_MEND}")
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -54,9 +52,7 @@ def open_bundle(path: str | Path) -> Bundle:
         text = manifest_path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         what = "has no manifest.json, so it is not a bundle" if directory.is_dir() else "no such bundle"
-        raise BundleError(
-            f"{directory}: {what}; make one with `mc-runtime build CHECKPOINT -o BUNDLE`"
-        ) from None
+        raise BundleError(f"{directory}: {what}; make one with `mc-runtime build CHECKPOINT -o BUNDLE`") from None
     except OSError as error:
         raise BundleError(f"{manifest_path}: cannot be read ({error.strerror}); {_MEND}") from None
     return Bundle(directory, manifest_from_json(text, manifest_path), hashlib.sha256(text).hexdigest())

@@ -1,0 +1,124 @@
+"""The engines of an opened bundle, each loaded once, in the background, by the backend its manifest entry names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mc_runtime.backends.base import Array, Backend, Engine, Settings
+from mc_runtime.backends.registry import create_backend
+from mc_runtime.bundle.manifest import Engine as EngineSpec
+from mc_runtime.bundle.store import Bundle
+from mc_runtime.errors import BundleError, EngineError
+
+
+@dataclass
+class LoadedEngine:
+    """An engine with its backend and its manifest entry; `seconds` adds up the time spent inside the library."""
+
+    spec: EngineSpec
+    backend: Backend
+    engine: Engine
+
+    def run(self, arrays: Mapping[str, Array], clock: EngineClock) -> dict[str, Array]:
+        """Run once on host arrays and give host arrays back. Raises EngineError, also for numbers that are not finite."""
+        inputs = {tensor.name: self.backend.to_device(arrays[tensor.name]) for tensor in self.spec.inputs}
+        with clock:
+            outputs = self.engine.run(inputs)
+        found = {name: self.backend.to_host(buffer) for name, buffer in outputs.items()}
+        for name, buffer in outputs.items():
+            if not self.backend.is_finite(buffer):
+                raise EngineError(
+                    f"{self.engine.name} engine: its output {name} is not finite; "
+                    f"rebuild it in another precision than {self.spec.precision.value}"
+                )
+        return found
+
+
+class EngineClock:
+    """Adds up the time between entering and leaving, over all uses in one request."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
+class Engines:
+    """Loads on first use, or ahead of it with `start`."""
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        self._bundle = bundle
+        self._settings = settings
+        self._backends: dict[str, Backend] = {}
+        self._loading: dict[str, Future[LoadedEngine]] = {}
+        self._lock = threading.Lock()
+
+    def import_backends(self) -> None:
+        """Import the libraries that the bundle's engines need. Raises BundleError or EngineError where one cannot be."""
+        for component in self._bundle.manifest.required_components():
+            self._backend(self._bundle.manifest.engines[component].target)
+
+    def start(self, *components: str) -> None:
+        """Begin to load these engines, each in its own thread; `get` waits for one."""
+        with self._lock:
+            missing = [name for name in components if name not in self._loading]
+            if missing:
+                pool = ThreadPoolExecutor(len(missing), thread_name_prefix="load-engine")
+                self._loading |= {name: pool.submit(self._load, name) for name in missing}
+                pool.shutdown(wait=False)
+
+    def get(self, component: str) -> LoadedEngine:
+        """The loaded engine. Raises EngineError where it does not load, BundleError where the bundle has none."""
+        self.start(component)
+        return self._loading[component].result()
+
+    def _load(self, component: str) -> LoadedEngine:
+        spec = self._bundle.manifest.engines.get(component)
+        if spec is None:
+            raise BundleError(f"{self._bundle.path}: has no {component} engine; build the bundle with one")
+        backend = self._backend(spec.target)
+        engine = backend.load(component, tuple(self._bundle.file(name) for name in spec.files), spec)
+        self._check_names(engine, spec)
+        return LoadedEngine(spec, backend, engine)
+
+    def _backend(self, target: str) -> Backend:
+        if target not in self._backends:
+            self._backends[target] = create_backend(target, self._settings)
+        return self._backends[target]
+
+    def _check_names(self, engine: Engine, spec: EngineSpec) -> None:
+        """The file and the manifest must agree on what goes in and comes out."""
+        for kind, found, listed in zip(("inputs", "outputs"), engine.describe(), (spec.inputs, spec.outputs), strict=True):
+            names, expected = sorted(tensor.name for tensor in found), sorted(tensor.name for tensor in listed)
+            if names != expected:
+                raise BundleError(
+                    f"{engine.path}: {kind} {names} where the manifest says {expected}; "
+                    "build the bundle again with `mc-runtime build`"
+                )
+
+
+def fixed(spec: EngineSpec, name: str, axis: int) -> int | None:
+    """The size of an input's dimension where the engine has it fixed; None where it is dynamic or no such input is."""
+    tensor = spec.input(name)
+    size = tensor.shape[axis] if tensor else None
+    return size if isinstance(size, int) else None
+
+
+def padded(array: Array, axis: int, size: int) -> Array:
+    """The array with zeros at the end of an axis up to `size`."""
+    missing = size - array.shape[axis]
+    if missing == 0:
+        return array
+    widths = [(0, missing if dimension == axis else 0) for dimension in range(array.ndim)]
+    return np.pad(array, widths)

@@ -1,0 +1,124 @@
+"""From a prompt to a plan: token ids, then the planner and the text encoder, once for every content."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mc_runtime.backends.base import Array
+from mc_runtime.bundle.arrays import load_arrays
+from mc_runtime.bundle.manifest import Component
+from mc_runtime.bundle.store import Bundle
+from mc_runtime.prompting.positions import Grid, canvas_positions, text_positions
+from mc_runtime.prompting.tokenizer import Encoded, Prompter
+from mc_runtime.runtime.engines import EngineClock, Engines, LoadedEngine, fixed, padded
+from mc_runtime.runtime.plan import Branch, ContentCache
+
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of one text, for every engine that reads text; `is_empty_negative` may be served by the stored plan."""
+
+    by_engine: Mapping[Component, Encoded]
+    is_empty_negative: bool
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What an engine gave for one text, as the cache keeps it."""
+
+    arrays: dict[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+class Planning:
+    """Plans one text at a time, so that a plan depends on its own prompt alone, whatever it is planned together with."""
+
+    def __init__(self, bundle: Bundle, engines: Engines) -> None:
+        self._bundle = bundle
+        self._engines = engines
+        self._cache = ContentCache(CACHE_BYTES)
+        prompting = bundle.manifest.prompting
+        specs = {"planner": prompting.planner, "text_encoder": prompting.text_encoder}
+        self._prompters = {
+            component: Prompter(spec, bundle.path)
+            for component, spec in specs.items()
+            if spec is not None and component in bundle.manifest.required_components()
+        }
+        self._empty: dict[str, Array] | None = None
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The engines that plans need."""
+        return tuple(self._prompters)
+
+    def encode(self, text: str, *, negative: bool = False) -> EncodedPrompt:
+        """Token ids of a text. Raises RequestError where it is too long for an engine."""
+        encoded = {name: prompter.encode([text], negative=negative) for name, prompter in self._prompters.items()}
+        return EncodedPrompt(encoded, is_empty_negative=negative and not text)
+
+    def branch(self, prompt: EncodedPrompt, size: tuple[int, int], clock: EngineClock) -> Branch:
+        """What the step engine is told of this text, for a picture of (height, width) pixels."""
+        manifest = self._bundle.manifest
+        grid = manifest.canvas.grid_for(size) if manifest.canvas else None
+        stored = self._stored(grid) if prompt.is_empty_negative else None
+        if stored is not None:
+            return stored
+        outputs = {name: self._outputs(name, encoded, grid, clock) for name, encoded in prompt.by_engine.items()}
+        context = outputs[manifest.conditioning]["context"]
+        mask = prompt.by_engine[manifest.conditioning].context_mask[0]
+        rows = int(mask.nonzero()[0].max(initial=0)) + 1
+        canvas = outputs["planner"]["canvas"] if grid else None
+        return Branch(context[:rows], mask[:rows], canvas)
+
+    def _stored(self, grid: tuple[int, int, int] | None) -> Branch | None:
+        """The empty prompt's branch from the bundle, where it has one for this grid."""
+        name = self._bundle.manifest.empty_plan
+        if name is None:
+            return None
+        if self._empty is None:
+            self._empty = load_arrays(self._bundle.file(name))
+        canvas = self._empty.get("canvas")
+        if (None if canvas is None else canvas.shape[:3]) != grid:
+            return None
+        return Branch(self._empty["context"], self._empty["context_mask"], canvas)
+
+    def _outputs(
+        self, component: Component, encoded: Encoded, grid: tuple[int, int, int] | None, clock: EngineClock
+    ) -> dict[str, Array]:
+        """Outputs without the batch dimension, from the cache where this content was seen before."""
+        where = grid if component == "planner" else None
+        key: Hashable = (self._bundle.digest, component, encoded.input_ids.tobytes(), encoded.select.tobytes(), where)
+        outputs: _Outputs = self._cache.get_or_make(key, lambda: self._run(component, encoded, grid, clock))
+        return outputs.arrays
+
+    def _run(self, component: Component, encoded: Encoded, grid: tuple[int, int, int] | None, clock: EngineClock) -> _Outputs:
+        engine = self._engines.get(component)
+        inputs = _inputs(engine, encoded, grid)
+        return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+
+
+def _inputs(engine: LoadedEngine, encoded: Encoded, grid: tuple[int, int, int] | None) -> dict[str, Array]:
+    """The engine's inputs for one text, filled up where the engine has its batch or its length fixed."""
+    positions = text_positions(encoded.attention_mask)
+    ids, mask, select = encoded.input_ids, encoded.attention_mask, encoded.select
+    length = fixed(engine.spec, "input_ids", 1) or ids.shape[1]
+    rows = fixed(engine.spec, "select", 0) or len(select)
+    inputs = {
+        "input_ids": padded(ids, 1, length),
+        "attention_mask": padded(mask, 1, length),
+        "position_ids": padded(positions, 2, length),
+        "select": padded(select, 0, rows),
+    }
+    if grid is not None:
+        inputs["canvas_position_ids"] = canvas_positions(encoded.lengths, Grid(*grid))
+    batch = fixed(engine.spec, "input_ids", 0) or 1
+    axes = {"input_ids": 0, "attention_mask": 0, "position_ids": 1, "canvas_position_ids": 1}
+    return {name: np.repeat(array, batch, axis=axes[name]) if name in axes else array for name, array in inputs.items()}

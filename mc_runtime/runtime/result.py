@@ -1,0 +1,61 @@
+"""What a request gives back, and what it tells after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mc_runtime.runtime.plan import Plan
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished denoising step, as `on_step` gets it.
+
+    Attributes:
+        index: how many were finished before it, over the whole request.
+        total: how many the request has in all; larger requests run in several batches, one after another.
+        timestep: what the model was told.
+        seconds: how long it took.
+        latents: gives a copy of the batch's latents f32 `[B, C, H, W]` after this step; call it inside
+        `on_step`.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    seconds: float
+    latents: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a request, prompt after prompt.
+
+    Attributes:
+        images: Pillow images; empty where the request asked for latents.
+        latents: the denoised latents f32 `[images, C, H, W]`, scaled as the model works on them.
+        seeds: one an image; what was asked for, also where the caller gave the noise.
+        timings: seconds for `plan`, `denoise`, `decode`, `pixels` and `total`, and in `engines` the part of
+        `total` that
+            was spent inside engines; the rest is the host's.
+        plans: one a prompt.
+    """
+
+    images: list[Image.Image]
+    latents: NDArray[np.float32]
+    seeds: tuple[int, ...]
+    timings: dict[str, float]
+    plans: tuple[Plan, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first prompt."""
+        return self.plans[0]

@@ -1,0 +1,267 @@
+"""The runtime: a bundle, opened, that plans, renders and generates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mc_runtime.backends.base import Settings
+from mc_runtime.bundle.machine import check_machine
+from mc_runtime.bundle.manifest import Manifest
+from mc_runtime.bundle.store import Bundle, open_bundle
+from mc_runtime.errors import RequestError
+from mc_runtime.runtime.denoise import denoise, step_batch
+from mc_runtime.runtime.engines import EngineClock, Engines, fixed
+from mc_runtime.runtime.plan import Plan
+from mc_runtime.runtime.planning import Planning
+from mc_runtime.runtime.result import Result
+from mc_runtime.runtime.work import Cancel, OnStep, Work
+from mc_runtime.sampling.noise import initial_noise
+from mc_runtime.sampling.tables import SamplerTable, Schedule
+from mc_runtime.tasks.text_to_image import TextToImage, checked_size, latent_shape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Runtime:
+    """Serves one bundle. Engines are loaded when the first request needs them; several threads may share a runtime."""
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        self.bundle = bundle
+        self._engines = Engines(bundle, settings)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        verify: bool = True,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Open a bundle.
+
+        Args:
+            path: the bundle's directory.
+            threads: CPU threads an engine may use; the library's choice by default.
+            device: what the engines run on.
+            verify: compare every file's sha256 with the manifest's; sizes are compared in any case.
+            cache_dir: where engine libraries may keep what they compiled, so that the next start is faster.
+
+        Raises:
+            BundleError: the bundle is missing, damaged, of another version or made for another machine.
+            EngineError: the library that one of its engines needs is not installed.
+            RequestError: threads or device make no sense.
+        """
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise RequestError(f"threads must be a whole number of 1 or more, got {threads!r}")
+        bundle = open_bundle(path)
+        check_machine(bundle.manifest.machine, bundle.path)
+        runtime = cls(bundle, Settings(threads, device, Path(cache_dir) if cache_dir else None))
+        with ThreadPoolExecutor(1) as pool:
+            verified = pool.submit(bundle.verify, hashes=verify)
+            runtime._engines.import_backends()  # meanwhile: importing is Python's work, hashing is not
+            verified.result()
+        return runtime
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+    def warm_up(self) -> None:
+        """Load every engine that a picture needs now, and not with the first request."""
+        components = self.manifest.required_components()
+        self._engines.start(*components)
+        for component in components:
+            self._engines.get(component)
+
+    def plan(self, prompt: str, negative_prompt: str = "", size: tuple[int, int] | None = None) -> Plan:
+        """Read a prompt and draw its layout, for a picture of `size` (height, width), the bundle's default if
+        None.
+
+        Raises RequestError for a prompt or a size that cannot be served.
+        """
+        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+            raise RequestError("plan takes one prompt and one negative prompt as strings; call it once a prompt")
+        side = checked_size(self.manifest.sizes, size)
+        pairs = [(prompt, negative_prompt)]
+        return self._plans(pairs, side, self.manifest.guidance.branches > 1, EngineClock())[0]
+
+    def render(
+        self,
+        plan: Plan,
+        *,
+        num_images: int = 1,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        latents: NDArray[Any] | None = None,
+        output: str = "images",
+        on_step: OnStep | None = None,
+        cancel: Cancel | None = None,
+    ) -> Result:
+        """Make pictures of a plan; the arguments are `generate`'s. Raises RequestError, EngineError or Cancelled."""
+        if plan.bundle != self.bundle.digest:
+            raise RequestError("this plan was made by another bundle; plan the prompt again with this runtime")
+        request = TextToImage.from_arguments(
+            self.manifest,
+            prompt=plan.prompt,
+            negative_prompt=plan.negative_prompt,
+            num_images=num_images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=plan.size,
+            seed=seed,
+            latents=latents,
+            output=output,
+        )
+        work = Work(on_step, cancel)
+        self._engines.start(*self._stages(request))
+        return self._render(request, (plan,), work)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        num_images: int = 1,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int | Sequence[int] = 0,
+        latents: NDArray[Any] | None = None,
+        output: str = "images",
+        on_step: OnStep | None = None,
+        cancel: Cancel | None = None,
+    ) -> Result:
+        """Make pictures of one prompt or several.
+
+        Args:
+            prompt: a text, or a list of them.
+            negative_prompt: what guidance leads away from; one for all, or one a prompt.
+            num_images: pictures a prompt.
+            steps, guidance_scale, size: the bundle's defaults where None; size is (height, width) in pixels.
+                Guidance is off at 1 and below.
+            seed: of the first image; the next ones count up. A list names one an image. An image depends on
+            its own
+                seed only, not on what it is made together with.
+            latents: unit noise f32 `[images, C, H, W]` in place of the seeds'.
+            output: `images`, or `latents` for the denoised latents alone.
+            on_step: called with a `Step` after every denoising step.
+            cancel: an event or a function; asked before every step.
+
+        Raises:
+            RequestError: something cannot be served; the message says what can.
+            EngineError: an engine failed, or its numbers are not finite.
+            Cancelled: `cancel` said so.
+        """
+        request = TextToImage.from_arguments(
+            self.manifest,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_images=num_images,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            seed=seed,
+            latents=latents,
+            output=output,
+        )
+        work = Work(on_step, cancel)
+        pairs = list(zip(request.prompts, request.negative_prompts, strict=True))
+        with work.stopwatch.stage("plan"):
+            plans = self._plans(pairs, request.size, request.uses_guidance, work.clock, self._stages(request))
+        return self._render(request, plans, work)
+
+    def _plans(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        size: tuple[int, int],
+        guided: bool,
+        clock: EngineClock,
+        also_load: Sequence[str] = (),
+    ) -> tuple[Plan, ...]:
+        """One plan a (prompt, negative prompt); all texts are read before any engine is loaded."""
+        planning = self._planning
+        encoded = [
+            (planning.encode(prompt), *([planning.encode(negative, negative=True)] if guided else []))
+            for prompt, negative in pairs
+        ]
+        self._engines.start(*planning.components, *also_load)
+        return tuple(
+            Plan(prompt, negative, size, tuple(planning.branch(text, size, clock) for text in texts), self.bundle.digest)
+            for (prompt, negative), texts in zip(pairs, encoded, strict=True)
+        )
+
+    def _render(self, request: TextToImage, plans: tuple[Plan, ...], work: Work) -> Result:
+        """Batch after batch: noise, the denoising loop, the decoder, pictures."""
+        owners = [plan for plan in plans for _ in range(request.num_images)]
+        shape = latent_shape(self.manifest, request.size)
+        schedule = self._schedule(request, shape)
+        size = self.manifest.max_batch
+        batches = [range(start, min(start + size, len(owners))) for start in range(0, len(owners), size)]
+        work.expect(len(batches) * len(schedule))
+        latents, images = [], []
+        for batch in batches:
+            with work.stopwatch.stage("denoise"):
+                noise = self._noise(request, batch, shape)
+                made = self._denoise(request, [owners[index] for index in batch], noise, schedule, work)
+            latents.append(made)
+            if request.output == "images":
+                images += self._decode(made, work)
+        return Result(images, np.concatenate(latents), request.seeds, work.timings(), plans)
+
+    def _noise(self, request: TextToImage, batch: range, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Unit noise of a batch, `[B, C, H, W]`: the caller's, or every image's own."""
+        if request.latents is not None:
+            return request.latents[batch.start : batch.stop]
+        return np.stack([initial_noise(request.seeds[index], shape) for index in batch])
+
+    def _denoise(
+        self, request: TextToImage, plans: Sequence[Plan], noise: NDArray[np.float32], schedule: Schedule, work: Work
+    ) -> NDArray[np.float32]:
+        step = self._engines.get("step")
+        scale = request.guidance_scale
+        weights = [scale, 1 - scale] if request.uses_guidance else [1.0]
+        branches = [plan.branches[: len(weights)] for plan in plans]
+        batch = step_batch(step, noise * np.float32(schedule.init_noise_sigma), branches, weights)
+        return denoise(step, batch, schedule, work.clock, work)
+
+    def _decode(self, latents: NDArray[np.float32], work: Work) -> list[Image.Image]:
+        """Pictures of a batch, one at a time: the decoder's memory at full resolution is a multiple of the loop's."""
+        from mc_runtime.media.images import pixels_to_images
+
+        decoder = self._engines.get("vae_decoder")
+        images = []
+        for one in latents:
+            work.stop_if_cancelled()
+            with work.stopwatch.stage("decode"):
+                inputs = np.repeat(one[None], fixed(decoder.spec, "latents", 0) or 1, axis=0)
+                pixels = decoder.run({"latents": inputs}, work.clock)["pixels"][:1]
+            with work.stopwatch.stage("pixels"):
+                images += pixels_to_images(pixels)
+        return images
+
+    def _schedule(self, request: TextToImage, shape: tuple[int, int, int]) -> Schedule:
+        patch = self.manifest.latents.patch
+        return self._table.schedule(request.steps, tokens=(shape[1] // patch) * (shape[2] // patch))
+
+    def _stages(self, request: TextToImage) -> tuple[str, ...]:
+        return ("step", "vae_decoder") if request.output == "images" else ("step",)
+
+    @cached_property
+    def _planning(self) -> Planning:
+        return Planning(self.bundle, self._engines)
+
+    @cached_property
+    def _table(self) -> SamplerTable:
+        return SamplerTable.load(self.bundle.file(self.manifest.sampler.file))
