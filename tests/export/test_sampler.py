@@ -1,8 +1,8 @@
 """Sampler tables against diffusers' own loops: the same pictures from a nonlinear model, for every scheduler and step count.
 
-Tolerances, relative to the largest sample of the trajectory. Replay in float64 against the scheduler in float64: 3e-6 (most
+Tolerances, relative to the largest sample of the trajectory. Replay in float64 against the scheduler in float64: 1e-6 (most
 schedulers round the sample to float32 at every step, and a model amplifies it). Replay in float32 against the scheduler in
-float32, as pipelines run it: 2e-5.
+float32, as pipelines run it: 3e-6. Twice that at the final sample, relative to its own size.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def check_parity(scheduler: Any, table: SamplerTable, steps: int, tokens: int | 
     step_table = table.tables["static" if tokens is None else str(tokens)]
     rows = slice(step_table.offsets[steps - 1], step_table.offsets[steps])
     for dtype, tolerance, coefficients in (
-        (np.float64, 3e-6, step_table.coefficients[rows]),
-        (np.float32, 2e-5, None),
+        (np.float64, 1e-6, step_table.coefficients[rows]),
+        (np.float32, 3e-6, None),
     ):
         noise = np.random.default_rng(steps).standard_normal((2, 3, 8)).astype(dtype)
         expected = own_loop(scheduler, steps, tokens, hook, noise)
@@ -132,7 +132,7 @@ def check_parity(scheduler: Any, table: SamplerTable, steps: int, tokens: int | 
         worst = error.max() / np.abs(expected).max()
         assert worst <= tolerance, f"{steps} steps, {np.dtype(dtype)}: max {worst:.2e}, mean {error.mean():.2e}"
         last = error[-1].max() / np.abs(expected[-1]).max()
-        assert last <= 10 * tolerance, f"{steps} steps, {np.dtype(dtype)}: final sample {last:.2e}"
+        assert last <= 2 * tolerance, f"{steps} steps, {np.dtype(dtype)}: final sample {last:.2e}"
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
