@@ -167,8 +167,9 @@ class SamplerTable:
             arrays[f"timesteps/{key}"] = np.ascontiguousarray(table.timesteps)
             arrays[f"coefficients/{key}"] = np.ascontiguousarray(table.coefficients)
             arrays[f"init_noise_sigma/{key}"] = np.ascontiguousarray(table.init_noise_sigma)
-        header = {"format": FORMAT, "scheduler": self.scheduler, "order": str(self.order)}
-        save_file(arrays, path, metadata={**header, "extra": json.dumps(dict(self.metadata), sort_keys=True)})
+        header = {"format": FORMAT, "scheduler": self.scheduler, "order": self.order, "metadata": dict(self.metadata)}
+        # One key: safetensors writes several in any order, and equal tables must be equal bytes.
+        save_file(arrays, path, metadata={"sampler": json.dumps(header, sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path) -> SamplerTable:
@@ -179,7 +180,7 @@ class SamplerTable:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
+                header = json.loads((file.metadata() or {}).get("sampler", "{}"))
                 if header.get("format") != FORMAT:
                     raise BundleError(f"{path}: not a sampler table of this version; build the bundle again")
                 keys = [name.partition("/")[2] for name in file.keys() if name.startswith("offsets/")]  # noqa: SIM118
@@ -192,6 +193,6 @@ class SamplerTable:
                     )
                     for key in keys
                 }
-            return cls(header["scheduler"], tables, json.loads(header.get("extra", "{}")))
+            return cls(header["scheduler"], tables, header["metadata"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise BundleError(f"{path}: the sampler table cannot be read ({error}); build the bundle again") from error
