@@ -24,8 +24,7 @@ class Step:
         total: how many the request has in all; larger requests run in several batches, one after another.
         timestep: what the model was told.
         seconds: how long it took.
-        latents: gives a copy of the batch's latents f32 `[B, C, H, W]` after this step; call it inside
-        `on_step`.
+        latents: gives a copy of the batch's latents f32 `[B, C, H, W]` after this step; to be called at once.
     """
 
     index: int
@@ -43,9 +42,8 @@ class Result:
         images: Pillow images; empty where the request asked for latents.
         latents: the denoised latents f32 `[images, C, H, W]`, scaled as the model works on them.
         seeds: one an image; what was asked for, also where the caller gave the noise.
-        timings: seconds for `plan`, `denoise`, `decode`, `pixels` and `total`, and in `engines` the part of
-        `total` that
-            was spent inside engines; the rest is the host's.
+        timings: seconds for `load` (waiting for engines), `plan`, `denoise`, `decode`, `pixels`, and `total`; and in
+            `engines` the part of `total` that was spent inside engines: but for `load`, the rest is the host's.
         plans: one a prompt.
     """
 

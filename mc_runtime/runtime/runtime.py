@@ -17,7 +17,7 @@ from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError
 from mc_runtime.runtime.denoise import denoise, step_batch
-from mc_runtime.runtime.engines import EngineClock, Engines, fixed
+from mc_runtime.runtime.engines import Engines, fixed
 from mc_runtime.runtime.plan import Plan
 from mc_runtime.runtime.planning import Planning
 from mc_runtime.runtime.result import Result
@@ -93,8 +93,8 @@ class Runtime:
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
             raise RequestError("plan takes one prompt and one negative prompt as strings; call it once a prompt")
         side = checked_size(self.manifest.sizes, size)
-        pairs = [(prompt, negative_prompt)]
-        return self._plans(pairs, side, self.manifest.guidance.branches > 1, EngineClock())[0]
+        guided = self.manifest.guidance.branches > 1
+        return self._plans([(prompt, negative_prompt)], side, guided, Work())[0]
 
     def render(
         self,
@@ -178,8 +178,7 @@ class Runtime:
         )
         work = Work(on_step, cancel)
         pairs = list(zip(request.prompts, request.negative_prompts, strict=True))
-        with work.stopwatch.stage("plan"):
-            plans = self._plans(pairs, request.size, request.uses_guidance, work.clock, self._stages(request))
+        plans = self._plans(pairs, request.size, request.uses_guidance, work, self._stages(request))
         return self._render(request, plans, work)
 
     def _plans(
@@ -187,20 +186,25 @@ class Runtime:
         pairs: Sequence[tuple[str, str]],
         size: tuple[int, int],
         guided: bool,
-        clock: EngineClock,
+        work: Work,
         also_load: Sequence[str] = (),
     ) -> tuple[Plan, ...]:
         """One plan a (prompt, negative prompt); all texts are read before any engine is loaded."""
-        planning = self._planning
-        encoded = [
-            (planning.encode(prompt), *([planning.encode(negative, negative=True)] if guided else []))
-            for prompt, negative in pairs
-        ]
+        with work.stopwatch.stage("plan"):
+            planning = self._planning
+            encoded = [
+                (planning.encode(prompt), *([planning.encode(negative, negative=True)] if guided else []))
+                for prompt, negative in pairs
+            ]
         self._engines.start(*planning.components, *also_load)
-        return tuple(
-            Plan(prompt, negative, size, tuple(planning.branch(text, size, clock) for text in texts), self.bundle.digest)
-            for (prompt, negative), texts in zip(pairs, encoded, strict=True)
-        )
+        self._wait_for(planning.components, work)
+        plans = []
+        for (prompt, negative), texts in zip(pairs, encoded, strict=True):
+            work.stop_if_cancelled()
+            with work.stopwatch.stage("plan"):
+                branches = tuple(planning.branch(text, size, work.clock) for text in texts)
+            plans.append(Plan(prompt, negative, size, branches, self.bundle.digest))
+        return tuple(plans)
 
     def _render(self, request: TextToImage, plans: tuple[Plan, ...], work: Work) -> Result:
         """Batch after batch: noise, the denoising loop, the decoder, pictures."""
@@ -212,6 +216,7 @@ class Runtime:
         work.expect(len(batches) * len(schedule))
         latents, images = [], []
         for batch in batches:
+            self._wait_for(["step"], work)
             with work.stopwatch.stage("denoise"):
                 noise = self._noise(request, batch, shape)
                 made = self._denoise(request, [owners[index] for index in batch], noise, schedule, work)
@@ -240,6 +245,7 @@ class Runtime:
         """Pictures of a batch, one at a time: the decoder's memory at full resolution is a multiple of the loop's."""
         from mc_runtime.media.images import pixels_to_images
 
+        self._wait_for(["vae_decoder"], work)
         decoder = self._engines.get("vae_decoder")
         images = []
         for one in latents:
@@ -254,6 +260,12 @@ class Runtime:
     def _schedule(self, request: TextToImage, shape: tuple[int, int, int]) -> Schedule:
         patch = self.manifest.latents.patch
         return self._table.schedule(request.steps, tokens=(shape[1] // patch) * (shape[2] // patch))
+
+    def _wait_for(self, components: Sequence[str], work: Work) -> None:
+        """Count what is left of loading these engines as loading, not as the stage that needs them."""
+        with work.stopwatch.stage("load"):
+            for component in components:
+                self._engines.get(component)
 
     def _stages(self, request: TextToImage) -> tuple[str, ...]:
         return ("step", "vae_decoder") if request.output == "images" else ("step",)

@@ -52,7 +52,7 @@ class Stopwatch:
 class Work:
     """One request's clock, its progress, and its caller's wish to stop."""
 
-    def __init__(self, on_step: OnStep | None, cancel: Cancel | None) -> None:
+    def __init__(self, on_step: OnStep | None = None, cancel: Cancel | None = None) -> None:
         self.stopwatch = Stopwatch()
         self.clock = EngineClock()
         self._on_step = on_step
@@ -67,7 +67,7 @@ class Work:
     def stop_if_cancelled(self) -> None:
         """Raise Cancelled where the caller has had enough."""
         if self._cancelled():
-            raise Cancelled(f"cancelled after {self._done} of {self._total} steps; nothing was kept")
+            raise Cancelled(f"cancelled after {self._done} steps; nothing was kept")
 
     def before_step(self) -> None:
         """See `denoise.Watch`."""

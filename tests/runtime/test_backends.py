@@ -1,0 +1,174 @@
+"""The same contract for every backend: load, describe, run, bind, and errors of our own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mc_runtime.backends.base import Backend, Settings
+from mc_runtime.backends.registry import TARGETS, available, create_backend
+from mc_runtime.bundle.manifest import Engine, Precision
+from mc_runtime.bundle.store import open_bundle
+from mc_runtime.errors import BundleError, EngineError, RequestError
+from tests.runtime.fake_bundle import CHANNELS, write_fake_bundle
+
+LATENTS = np.linspace(-2, 2, 2 * CHANNELS * 2 * 3, dtype=np.float32).reshape(2, CHANNELS, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fake_bundle(tmp_path_factory.mktemp("backends") / "bundle")
+
+
+@pytest.fixture(params=TARGETS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return create_backend(request.param, Settings(threads=1))
+
+
+def spec_of(bundle: Path, component: str) -> Engine:
+    return open_bundle(bundle).manifest.engines[component]
+
+
+def load(backend: Backend, bundle: Path, component: str):  # type: ignore[no-untyped-def]
+    spec = spec_of(bundle, component)
+    return backend.load(component, tuple(bundle / name for name in spec.files), spec)
+
+
+def decoded(latents: np.ndarray) -> np.ndarray:
+    large = latents[:, :3].repeat(8, axis=2).repeat(8, axis=3).astype(np.float64)
+    return (1 / (1 + np.exp(-large))).transpose(0, 2, 3, 1)
+
+
+def test_run_lets_the_library_allocate(backend: Backend, bundle: Path) -> None:
+    engine = load(backend, bundle, "vae_decoder")
+    outputs = engine.run({"latents": backend.to_device(LATENTS)})
+    pixels = backend.to_host(outputs["pixels"])
+    assert outputs["pixels"].shape == (2, 16, 24, 3)
+    np.testing.assert_allclose(pixels, decoded(LATENTS), atol=1e-6)
+    again = backend.to_host(engine.run({"latents": backend.to_device(-LATENTS)})["pixels"])
+    np.testing.assert_allclose(pixels, decoded(LATENTS), atol=1e-6)  # the first result is not overwritten
+    np.testing.assert_allclose(again, decoded(-LATENTS), atol=1e-6)
+
+
+def test_bound_calls_read_and_write_in_place(backend: Backend, bundle: Path) -> None:
+    engine = load(backend, bundle, "vae_decoder")
+    latents, pixels = backend.empty(LATENTS.shape), backend.empty((2, 16, 24, 3))
+    call = engine.bind({"latents": latents}, {"pixels": pixels})
+    for factor in (1, -1):
+        backend.write(latents, factor * LATENTS)
+        call.run()
+        np.testing.assert_allclose(backend.to_host(pixels), decoded(factor * LATENTS), atol=1e-6)
+
+
+def test_host_arrays_are_shared_unless_they_cannot_be(backend: Backend) -> None:
+    array = np.ones((2, 3), np.float32)
+    assert np.shares_memory(backend.to_host(backend.to_device(array)), array)
+    locked = np.broadcast_to(np.float32(2), (2, 3))
+    np.testing.assert_array_equal(backend.to_host(backend.to_device(locked)), locked)
+    np.testing.assert_array_equal(backend.to_host(backend.to_device(array[:, ::2])), array[:, ::2])
+
+
+def test_describe_agrees_with_the_manifest(backend: Backend, bundle: Path) -> None:
+    for component in ("planner", "step", "vae_decoder"):
+        spec = spec_of(bundle, component)
+        for found, listed in zip(load(backend, bundle, component).describe(), (spec.inputs, spec.outputs), strict=True):
+            assert {tensor.name: tensor.dtype for tensor in found} == {tensor.name: tensor.dtype for tensor in listed}
+            for tensor in found:
+                wanted = next(other for other in listed if other.name == tensor.name)
+                for size, other in zip(tensor.shape, wanted.shape, strict=True):
+                    assert isinstance(size, str) == isinstance(other, str)
+
+
+def test_is_finite(backend: Backend) -> None:
+    array = np.ones((1, 4, 8, 8), np.float32)
+    assert backend.is_finite(backend.to_device(array))
+    array[0, 3, 7, 7] = np.nan
+    assert not backend.is_finite(backend.to_device(array))
+    array[0, 3, 7, 7] = -np.inf
+    assert not backend.is_finite(backend.to_device(array))
+    largest = np.full((4, 4), np.finfo(np.float32).max, np.float32)
+    assert backend.is_finite(backend.to_device(largest))  # though its sum is not
+
+
+def test_damaged_engine_is_an_engine_error(backend: Backend, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"\x08\x07not a model")
+    with pytest.raises(EngineError, match=r"vae_decoder engine .*does not load") as caught:
+        backend.load("vae_decoder", (file,), spec_of(bundle, "vae_decoder"))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_wrong_shape_is_an_engine_error(backend: Backend, bundle: Path) -> None:
+    engine = load(backend, bundle, "vae_decoder")
+    with pytest.raises(EngineError, match="vae_decoder engine"):
+        engine.run({"latents": backend.to_device(LATENTS[0])})
+    with pytest.raises(EngineError, match="vae_decoder engine"):
+        engine.bind({"nonsense": backend.to_device(LATENTS)}, {"pixels": backend.empty((2, 16, 24, 3))})
+
+
+def test_another_device_is_refused() -> None:
+    for name in TARGETS:
+        with pytest.raises(RequestError, match="cpu"):
+            create_backend(name, Settings(device="toaster"))
+
+
+def test_openvino_computes_in_the_precision_of_the_manifest(bundle: Path) -> None:
+    from mc_runtime.backends.openvino import OpenVinoBackend
+
+    backend = OpenVinoBackend(Settings(threads=1))
+    spec = spec_of(bundle, "step")
+    for precision, hint in ((Precision.FP32, "f32"), (Precision.BF16, "bf16"), (Precision.INT8, "f32")):
+        properties = backend._properties(Engine(**{**vars(spec), "precision": precision}))
+        assert properties["INFERENCE_PRECISION_HINT"] == hint
+        assert properties["INFERENCE_NUM_THREADS"] == 1
+    chosen = {**vars(spec), "options": {"properties": {"INFERENCE_PRECISION_HINT": "bf16"}}}
+    assert backend._properties(Engine(**chosen))["INFERENCE_PRECISION_HINT"] == "bf16"
+
+
+def test_openvino_keeps_compiled_engines_where_it_is_told(bundle: Path, tmp_path: Path) -> None:
+    backend = create_backend("openvino", Settings(threads=1, cache_dir=tmp_path / "compiled"))
+    load(backend, bundle, "vae_decoder")
+    assert any((tmp_path / "compiled").iterdir())
+    again = load(create_backend("openvino", Settings(threads=1, cache_dir=tmp_path / "compiled")), bundle, "vae_decoder")
+    pixels = again.run({"latents": backend.to_device(LATENTS)})["pixels"]
+    np.testing.assert_allclose(backend.to_host(pixels), decoded(LATENTS), atol=1e-6)
+
+
+def test_onnxruntime_takes_session_options_from_the_manifest(bundle: Path) -> None:
+    from mc_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    backend = OnnxRuntimeBackend(Settings(threads=1))
+    options = {"graph_optimization": "none", "session": {"session.intra_op.allow_spinning": 0}}
+    spec = Engine(**{**vars(spec_of(bundle, "step")), "options": options})
+    made = backend._session_options(spec)
+    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert made.intra_op_num_threads == 1
+
+
+def test_listing_targets_imports_no_library() -> None:
+    code = (
+        "import sys; from mc_runtime.backends.registry import available; found = available(); "
+        "assert not {'onnxruntime', 'openvino'} & set(sys.modules), sys.modules; "
+        "assert all(found[name]['ready'] and found[name]['version'] for name in ('onnxruntime', 'openvino')), found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mc_runtime.backends.registry.find_spec", lambda module: None)
+    monkeypatch.setitem(sys.modules, "mc_runtime.backends.openvino", None)
+    with pytest.raises(EngineError, match=r"openvino is not installed.*pip install 'mc-runtime\[openvino\]'"):
+        create_backend("openvino", Settings())
+    found = available()
+    assert found["openvino"]["ready"] is False
+    assert "mc-runtime[cpu]" in found["onnxruntime"]["mend"]
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(BundleError, match="onnxruntime, openvino"):
+        create_backend("abacus", Settings())
