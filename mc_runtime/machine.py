@@ -74,7 +74,8 @@ class Machine:
 
     def __str__(self) -> str:
         memory = f", {self.memory / 2**30:.0f} GiB" if self.memory else ""
-        return f"{self.cpu}, {self.cores} cores ({' '.join(self.features) or 'no known features'}){memory}, {self.os}"
+        features = " ".join(self.features) or "no known features"
+        return f"{self.cpu}, {self.cores} cores ({features}){memory}, {self.os}"
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -60,6 +61,9 @@ class EngineOption(click.ParamType):
         return choice
 
 
+#: A path given as text; whether it can be read or written is found out, and said, by who does it.
+FILE = click.Path(path_type=Path)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print exactly one JSON document on standard output."
 )
@@ -71,3 +75,17 @@ def debug_option(function: F) -> F:
     """Accept --debug on a command; `mc_runtime.cli.main` reads it when something fails."""
     help_text = "Show a traceback with an error."
     return click.option("--debug", is_flag=True, expose_value=False, help=help_text)(function)
+
+
+def request_options(function: F) -> F:
+    """What shapes one picture, as the keyword arguments steps, guidance, size, seed and threads."""
+    chosen = (
+        click.option("--steps", type=int, metavar="N", help="Denoising steps; the bundle's default if left out."),
+        click.option("--guidance", type=float, metavar="SCALE", help="Guidance scale, 1 is none; the default is the bundle's."),
+        click.option("--size", type=Size(), help="Height x width in pixels, like 512x768; the bundle's default if left out."),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the first picture's noise."),
+        click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads; the library's choice if left out."),
+    )
+    for option in reversed(chosen):
+        function = option(function)
+    return function

@@ -23,7 +23,9 @@ def print_json(document: Any) -> None:
 
 
 def seconds(value: float) -> str:
-    """A duration as a person says it: `0.42 s`, `12.3 s`, `3 min 20 s`."""
+    """A duration as a person says it: `4.2 ms`, `0.42 s`, `12.3 s`, `3 min 20 s`."""
+    if value < 0.1:
+        return f"{1000 * value:.1f} ms"
     if value < 10:
         return f"{value:.2f} s"
     if value < 100:

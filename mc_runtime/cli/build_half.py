@@ -1,0 +1,68 @@
+"""What the commands that need the build half share: whether it is installed, and running it quietly and interruptibly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import FrameType
+
+from mc_runtime.errors import EngineError
+
+#: What `build`, `assemble` and `bench --against` import: (module, distribution).
+MODULES = (
+    ("torch", "torch"),
+    ("diffusers", "diffusers"),
+    ("transformers", "transformers"),
+    ("onnx", "onnx"),
+    ("onnxscript", "onnxscript"),
+    ("nncf", "nncf"),
+    ("peft", "peft"),
+    ("pydantic", "pydantic"),
+)
+MEND = "pip install torch==2.13.0 && pip install 'mc-runtime[build]'"
+
+
+def missing_modules() -> list[str]:
+    """Distributions of the build half that this environment lacks; nothing is imported."""
+    return [distribution for module, distribution in MODULES if not _installed(module)]
+
+
+def require(what: str) -> None:
+    """Raise EngineError with the line to install, where the build half is not there for `what`."""
+    missing = missing_modules()
+    if missing:
+        raise EngineError(f"{what} needs {', '.join(missing)}, which production does without; install with: {MEND}")
+
+
+@contextmanager
+def at_work(*, debug: bool = False) -> Iterator[None]:
+    """Run the build half: no telemetry, its libraries' warnings only under `debug`, and SIGTERM cleans up like Ctrl-C."""
+    # NNCF reports its use over the network unless it believes itself in a test.
+    os.environ.setdefault("NNCF_CI", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if main_thread else None
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

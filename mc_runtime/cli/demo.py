@@ -1,0 +1,138 @@
+"""The name `demo`: the bundle of the checkpoint that a checkout ships, built into the cache at first use.
+
+The build runs in a process of its own, so that the process which draws never imports torch and never holds its memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import mc_runtime
+from mc_runtime import errors
+from mc_runtime.cache import cache_root
+from mc_runtime.cli.output import Progress, progress_bar
+
+DEMO = "demo"
+_CHECKOUT = Path(mc_runtime.__file__).resolve().parents[1]
+CHECKPOINT = _CHECKOUT / "examples" / "shapes" / "checkpoint"
+_BUILDERS = (_CHECKOUT / "export" / "mc_export", _CHECKOUT / "kernels" / "mc_kernels")
+
+
+def bundle_path(name: str, *, quiet: bool = False) -> Path:
+    """The bundle directory that BUNDLE on the command line means; `./demo` is a directory of that name."""
+    return demo_bundle(quiet=quiet) if name == DEMO else Path(name)
+
+
+def checkpoint_path(name: str) -> str:
+    """The checkpoint that CHECKPOINT on the command line means: a directory, a hub id, or the demo's."""
+    return str(demo_checkpoint()) if name == DEMO else name
+
+
+def demo_checkpoint() -> Path:
+    """The shipped checkpoint. Raises CheckpointError where mc-runtime was installed without its checkout."""
+    if not (CHECKPOINT / "model_index.json").is_file():
+        raise errors.CheckpointError(
+            f"{CHECKPOINT}: the demo checkpoint ships with a checkout of the project, not with the installed package; "
+            "clone the repository and install it with `pip install -e .`, or name a bundle of your own"
+        )
+    return CHECKPOINT
+
+
+def demo_bundle(*, quiet: bool = False) -> Path:
+    """The demo's bundle, built first if the cache has none for this checkpoint and this version of the builder."""
+    checkpoint = demo_checkpoint()
+    bundle = cache_root() / DEMO / _fingerprint(checkpoint)
+    if _complete(bundle):
+        return bundle
+    with _only_one(bundle.parent), progress_bar("building the demo's bundle", quiet=quiet) as progress:
+        if not _complete(bundle):
+            _build_in_child(checkpoint, bundle, progress)
+    return bundle
+
+
+def _complete(bundle: Path) -> bool:
+    # Bundles appear by one rename, so a manifest means that all of it is there.
+    return (bundle / "manifest.json").is_file()
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    """Name of the demo's bundle: a hash of the checkpoint and of the code that builds it."""
+    digest = hashlib.sha256(mc_runtime.__version__.encode())
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    files += [path for folder in _BUILDERS for path in folder.rglob("*.py")]
+    for path in sorted(files):
+        digest.update(f"\0{path.relative_to(_CHECKOUT).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:20]
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: of two first uses at once, the second waits and finds the bundle built."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise errors.OutputError(
+            f"{folder}: the cache cannot be written ({error.strerror}); set MC_RUNTIME_CACHE to a folder that can"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build_in_child(checkpoint: Path, bundle: Path, progress: Progress) -> None:
+    """Build in a fresh interpreter, pass its progress on, and raise here what it raised there."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, checkpoint, bundle), name="mc-runtime build demo")
+    child.start()
+    sender.close()
+    outcome: tuple[str, str] | None = None
+    try:
+        while True:
+            kind, *rest = receiver.recv()
+            if kind == "progress":
+                progress(*rest)
+            else:
+                outcome = rest[0], rest[1]
+    except EOFError:
+        child.join()
+    finally:
+        if child.is_alive():
+            child.terminate()
+            child.join()
+    if outcome is None:
+        raise errors.EngineError(
+            f"building the demo's bundle stopped without a word (exit status {child.exitcode}); "
+            f"if memory ran out, free some, or see what `mc-runtime build {checkpoint} -o demo-bundle` says"
+        )
+    name, message = outcome
+    if name == "done":
+        return
+    known = getattr(errors, name, None)
+    if isinstance(known, type) and issubclass(known, errors.McRuntimeError):
+        raise known(message)
+    raise RuntimeError(f"{name}: {message}")
+
+
+def _child(sender: Connection, checkpoint: Path, bundle: Path) -> None:
+    """Runs in the child: sends ("progress", done, total, what) and at last ("outcome", name, message)."""
+    from mc_runtime.cli.build import BuildChoices, run_build
+
+    def progress(done: float, total: float, what: str = "") -> None:
+        sender.send(("progress", done, total, what))
+
+    try:
+        run_build(BuildChoices(checkpoint=str(checkpoint), output=bundle), progress)
+        sender.send(("outcome", "done", ""))
+    except KeyboardInterrupt:
+        sender.send(("outcome", "Cancelled", "interrupted; nothing was left half-written"))
+    except Exception as error:
+        sender.send(("outcome", type(error).__name__, str(error)))

@@ -1,0 +1,79 @@
+"""`mc-runtime doctor`: what this machine can build and run, and what to install for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mc_runtime import __version__
+from mc_runtime.cache import cache_root, size_on_disk
+from mc_runtime.cli import build_half, demo, options
+from mc_runtime.cli.output import print_json, size_of
+from mc_runtime.machine import installed_versions, this_machine
+
+#: Targets of the design that this release cannot run yet, whatever is installed.
+LATER = {
+    "inductor": "this release has no backend for it; a later one brings AOTInductor packages",
+    "tensorrt": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt]",
+    "tensorrt-rtx": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt-rtx]",
+}
+
+
+@click.command("doctor")
+@options.json_option
+@options.debug_option
+def command(as_json: bool) -> None:
+    """Tell which targets this machine can run, and what to install for the others.
+
+    \b
+    Examples:
+      mc-runtime doctor
+      mc-runtime doctor --json
+    """
+    report = diagnosis()
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def diagnosis() -> dict[str, Any]:
+    """The whole report as JSON-ready values."""
+    from mc_runtime.backends.registry import available
+
+    targets = available()
+    for name, reason in LATER.items():
+        targets.setdefault(name, {"ready": False, "version": None, "reason": reason, "mend": None})
+    missing = build_half.missing_modules()
+    root = cache_root()
+    return {
+        "mc_runtime": __version__,
+        "machine": this_machine().as_dict(),
+        "versions": installed_versions(),
+        "targets": targets,
+        "build": {"ready": not missing, "missing": missing, "mend": build_half.MEND if missing else None},
+        "demo": {"checkpoint": str(demo.CHECKPOINT), "shipped": (demo.CHECKPOINT / "model_index.json").is_file()},
+        "cache": {"path": str(root), "bytes": size_on_disk(root)},
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    """The report for a person."""
+    click.echo(f"mc-runtime {report['mc_runtime']}, Python {report['machine']['python']}")
+    click.echo(f"{this_machine()}\n")
+    for name, target in report["targets"].items():
+        _line(name, target["ready"], f"runs ({target['version']})", target["reason"], target["mend"])
+    build = report["build"]
+    lacks = f"{', '.join(build['missing'])} not installed"
+    _line("build", build["ready"], "this environment can build bundles", lacks, build["mend"])
+    shipped = report["demo"]["shipped"]
+    _line("demo", shipped, report["demo"]["checkpoint"], "not in this installation", "use a checkout of the project")
+    cache = report["cache"]
+    click.echo(f"  {'cache':<14}{cache['path']} ({size_of(cache['bytes'])})")
+
+
+def _line(name: str, ready: bool, good: str, bad: str | None, mend: str | None) -> None:
+    mark = click.style("✓", fg="green") if ready else click.style("✗", fg="red")
+    text = good if ready else f"no: {bad}" + (f"; {mend}" if mend else "")
+    click.echo(f"{mark} {name:<14}{text}")
