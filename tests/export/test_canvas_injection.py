@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_export.backbones.sana import Sana
+from mc_export.backbones.sana_export import use_exportable_self_attention
 from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
 from mc_export.model.injection import CanvasBackbone
 from mc_export.model.interpolation import resize_grid
@@ -73,8 +74,10 @@ def test_export_form_of_the_backbone_equals_the_published_one(shape: tuple) -> N
     with torch.no_grad():
         published = CanvasBackbone(Sana(), tiny_sana(seed=4), connector)(**feeds)
         prepared = CanvasBackbone(Sana(), tiny_sana(seed=4), connector)
-        Sana().prepare_for_export(prepared)
-        exported = prepared(**feeds)
+        context = Sana().context_preparation(prepared.model)
+        Sana().prepare_for_export(prepared.model)
+        use_exportable_self_attention(connector)
+        exported = prepared(**{**feeds, "context": context(feeds["context"])})
     torch.testing.assert_close(exported, published, atol=2e-5, rtol=1e-4)
 
 

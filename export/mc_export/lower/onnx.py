@@ -1,0 +1,121 @@
+"""ONNX from an exported program: the file that onnxruntime loads and that OpenVINO and TensorRT read."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from torch.export import ExportedProgram
+
+from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.errors import EngineError
+
+# The newest set whose every operator onnxruntime's CPU provider and OpenVINO's reader run. From 23 on, attention is one
+# operator, and onnxruntime 1.31 refuses its broadcast masks.
+OPSET = 20
+# One protobuf file holds 2 GB; what comes near it goes beside it.
+EXTERNAL_DATA_THRESHOLD = 3 << 29
+# Smaller tensors stay in the graph even so: shapes and scalars that shape inference wants to see.
+_INLINE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A written graph: the file to load, all its files, and how often each operator occurs in it."""
+
+    path: Path
+    files: tuple[Path, ...]
+    operators: Counter[str] = field(default_factory=Counter)
+
+
+def onnx_from_program(
+    program: ExportedProgram,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    path: Path,
+    *,
+    external_data_threshold: int = EXTERNAL_DATA_THRESHOLD,
+) -> OnnxFile:
+    """Writes `program` as ONNX with the names and dynamic dimensions of `inputs` and `outputs`.
+
+    Weights of `external_data_threshold` bytes or more in all go to one file beside it, `<name>.data`.
+
+    Raises:
+        EngineError: the program has an operator without an ONNX form, or the graph is not valid.
+    """
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=True,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many types; each means the same here
+        reason = " ".join(str(error).split())[:500]
+        raise EngineError(f"{path.stem}: no ONNX form: {reason}") from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    _polish(model)
+    _name_dimensions(model, inputs, outputs)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    data = path.with_name(path.name + ".data")
+    if weights >= external_data_threshold:
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE_BYTES)
+    else:
+        ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=weights < EXTERNAL_DATA_THRESHOLD)
+    operators = Counter(node.op_type for node in model.graph.all_nodes())
+    return OnnxFile(path, (path, data) if data.exists() else (path,), operators)
+
+
+def _polish(model: ir.Model) -> None:
+    """Merges equal weights (the exporter's optimiser duplicates tied ones) and drops what only a debugger reads."""
+    passes.DeduplicateInitializersPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _name_dimensions(model: ir.Model, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Gives inputs and outputs the signature's dimensions; shapes inside, in the exporter's own symbols, are dropped.
+
+    onnxruntime and OpenVINO infer those again, and quantizers stumble over stale ones.
+    """
+    for specs, values in ((inputs, model.graph.inputs), (outputs, model.graph.outputs)):
+        names = [value.name for value in values]
+        if names != [spec.name for spec in specs]:
+            raise EngineError(f"the graph has {names} where {[spec.name for spec in specs]} were asked for")
+        for spec, value in zip(specs, values, strict=True):
+            value.shape = ir.Shape(spec.shape)
+    edges: set[Any] = {*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in edges:
+                value.shape = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's notes on optional packages and on defaults."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,102 @@
+"""What every engine program says of itself: its inputs and outputs by name, and how far each dynamic dimension reaches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mc_runtime.bundle.manifest import Tensor
+
+Extents = Mapping[str, int]
+"""Dynamic dimension to its size."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic dimension: sizes from `min` to `max`, all multiples of `multiple`.
+
+    `example` is the size a program is exported at. It is at least 2 cells and differs from its neighbours', so that the
+    exporter neither bakes it in nor takes two dimensions for one.
+    """
+
+    name: str
+    min: int
+    max: int
+    example: int
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.example <= self.max:
+            raise ValueError(f"axis {self.name}: example {self.example} is not within {self.min}..{self.max}")
+        for size in (self.min, self.max, self.example):
+            if size % self.multiple:
+                raise ValueError(f"axis {self.name}: {size} is no multiple of {self.multiple}")
+        if self.example // self.multiple < 2:
+            raise ValueError(f"axis {self.name}: an example of one cell would be baked in")
+
+
+class Program(nn.Module, ABC):
+    """One engine as a torch module. The parameters of `forward` are the inputs' names, its results the outputs in order.
+
+    Attributes:
+        component: the engine's name in the bundle.
+        inputs: names, dtypes and shapes; a string dimension is dynamic and one of `axes`.
+        outputs: the same; their dynamic dimensions may also be products of inputs' ones.
+        axes: the dynamic dimensions.
+    """
+
+    component: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    axes: dict[str, Axis]
+
+    @abstractmethod
+    def example(self, extents: Extents, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Seeded inputs like those of real requests, at these sizes of the dynamic dimensions."""
+
+    @property
+    def example_extents(self) -> dict[str, int]:
+        """The sizes the program is exported at."""
+        return {axis.name: axis.example for axis in self.axes.values()}
+
+    def check_extents(self) -> Iterator[dict[str, int]]:
+        """Sizes an engine is checked at, all other than the exported ones: the smallest request, and odd larger ones."""
+        yield {axis.name: max(axis.min, axis.multiple if axis.name in SINGLE else 3 * axis.multiple) for axis in self.axes.values()}
+        shift = {axis.name: min(axis.max, axis.example + axis.multiple * (1 + index)) for index, axis in enumerate(self.axes.values())}
+        yield shift
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs by name, without gradients."""
+        with torch.inference_mode():
+            outputs = self(**inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+
+SINGLE = frozenset({"B", "G"})
+"""Dimensions that are 1 in the most common request."""
+
+
+def float_tensor(name: str, *shape: int | str) -> Tensor:
+    """A float32 input or output."""
+    return Tensor(name=name, dtype="float32", shape=shape)
+
+
+def int_tensor(name: str, *shape: int | str) -> Tensor:
+    """An int64 input or output."""
+    return Tensor(name=name, dtype="int64", shape=shape)
+
+
+def shape_of(spec: Tensor, extents: Extents) -> tuple[int, ...]:
+    """The spec's shape with its dynamic dimensions filled in."""
+    return tuple(extents[size] if isinstance(size, str) else size for size in spec.shape)
+
+
+def right_padded_mask(batch: int, length: int) -> torch.Tensor:
+    """An attention mask `[batch, length]` whose rows have different real lengths; the first is full."""
+    lengths = torch.tensor([max(1, length - 2 * row) for row in range(batch)])
+    return (torch.arange(length)[None] < lengths[:, None]).to(torch.int64)

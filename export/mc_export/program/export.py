@@ -1,0 +1,85 @@
+"""From an engine program to a `torch.export` program, the one source of every target."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.export import Dim, ExportedProgram, export
+
+from mc_export.program.base import Program
+from mc_runtime.errors import EngineError
+
+
+def export_program(program: Program) -> ExportedProgram:
+    """Exports `program` with all its axes dynamic and runs the result at another shape, in torch.
+
+    Raises:
+        EngineError: the module cannot be exported, or the export computes something else at another shape; a size was baked in.
+    """
+    program.eval()
+    inputs = program.example(program.example_extents)
+    try:
+        with _quiet(), torch.no_grad():
+            exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
+    except Exception as error:  # whatever the tracer raises means the same: this model has no export
+        reason = " ".join(str(error).split())[:500]
+        raise EngineError(f"{program.component}: torch.export failed: {reason}") from error
+    for extents in program.check_extents():
+        _check(program, exported, extents)
+    return exported
+
+
+def _dynamic_shapes(program: Program) -> dict[str, dict[int, object]]:
+    """Per input, the dynamic dimensions; an axis of cells of several elements is a multiple of a hidden dimension."""
+    dims: dict[str, object] = {}
+    for axis in program.axes.values():
+        if axis.multiple == 1:
+            dims[axis.name] = Dim(axis.name, min=axis.min, max=axis.max)
+        else:
+            cells = Dim(f"{axis.name}_cells", min=axis.min // axis.multiple, max=axis.max // axis.multiple)
+            dims[axis.name] = axis.multiple * cells
+    return {
+        spec.name: {index: dims[size] for index, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in program.inputs
+    }
+
+
+def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, int]) -> None:
+    inputs = program.example(extents, seed=1)
+    expected = program.run(inputs)
+    where = ", ".join(f"{name}={size}" for name, size in extents.items())
+    try:
+        with torch.inference_mode():
+            # Guards of a trace at other sizes say nothing on the numbers, and no target keeps them.
+            results = exported.module(check_guards=False)(**inputs)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(f"{program.component}: a dimension was baked in; the export does not run at {where}: {reason}") from error
+    results = results if isinstance(results, tuple) else (results,)
+    for (name, reference), result in zip(expected.items(), results, strict=True):
+        difference = (result - reference).abs().max().item() if result.shape == reference.shape else float("nan")
+        scale = max(1.0, reference.abs().max().item())
+        if not difference <= 1e-4 * scale:
+            raise EngineError(
+                f"{program.component}: the export differs from its module at {where}: {name} is off by {difference:.1e}"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the tracer's notes on symbolic shapes; what matters of them is checked by running the result."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,90 @@
+"""The `planner` engine: reads the instruction, draws the canvas, and ends in what the backbone's steps take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mc_export.model.canvas_model import CanvasModel
+from mc_export.model.planner import Planner
+from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask
+
+
+class PlannerProgram(Program):
+    """Ids, mask and (t, h, w) positions of the instruction, and the canvas's positions, to `canvas` and `context`.
+
+    `canvas` `[B, t, h, w, D]` comes after the vanilla block and its projection. `context` `[B, L, D_context]` is given only
+    where the checkpoint conditions its backbone on the planner.
+
+    Args:
+        planner: Qwen2.5-VL with the canvas tokens.
+        canvas: connectors.
+        width: of the canvas, the backbone's.
+        context: what the backbone makes of the context before its first step (`Backbone.take_context`).
+        context_dim: width of its result.
+        max_length: the longest instruction.
+        max_batch: the largest batch.
+        max_cells: the largest canvas extent along height and width.
+    """
+
+    component = "planner"
+
+    def __init__(
+        self,
+        planner: Planner,
+        canvas: CanvasModel,
+        width: int,
+        context: nn.Module | None,
+        context_dim: int,
+        *,
+        max_length: int = 4096,
+        max_batch: int = 64,
+        max_cells: int = 128,
+    ) -> None:
+        super().__init__()
+        self.planner = planner
+        self.connector = canvas.canvas_connector
+        self.context_connector = canvas.context_connector
+        self.context = context
+        self.inputs = (
+            int_tensor("input_ids", "B", "L"),
+            int_tensor("attention_mask", "B", "L"),
+            int_tensor("position_ids", 3, "B", "L"),
+            int_tensor("canvas_position_ids", 3, "B", 1, "h", "w"),
+        )
+        outputs = [float_tensor("canvas", "B", 1, "h", "w", width)]
+        if self.context_connector is not None:
+            outputs.append(float_tensor("context", "B", "L", context_dim))
+        self.outputs = tuple(outputs)
+        self.axes = {
+            "B": Axis("B", 1, max(2, max_batch), 2),
+            "L": Axis("L", 1, max(16, max_length), 9),
+            "h": Axis("h", 1, max_cells, 4),
+            "w": Axis("w", 1, max_cells, 3),
+        }
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, canvas_position_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        states = self.planner(input_ids, attention_mask, position_ids, canvas_position_ids)
+        canvas = self.connector.draw(states.canvas)
+        if self.context_connector is None:
+            return (canvas,)
+        context = self.context_connector(states.context)
+        return canvas, context if self.context is None else self.context(context)
+
+    def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
+        """Random ids in rows of different lengths; text positions count up, canvas positions follow them."""
+        generator = torch.Generator().manual_seed(seed)
+        batch, length = extents["B"], extents["L"]
+        mask = right_padded_mask(batch, length)
+        vocabulary = self.planner.qwen.language_model.embed_tokens.num_embeddings
+        ids = torch.randint(vocabulary // 2, (batch, length), generator=generator) * mask
+        grid = torch.stack(torch.meshgrid(*(torch.arange(extents.get(axis, 1)) for axis in ("t", "h", "w")), indexing="ij"))
+        starts = mask.sum(dim=1)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (torch.arange(length) * mask).expand(3, batch, length).contiguous(),
+            "canvas_position_ids": grid[:, None] + starts[None, :, None, None, None],
+        }

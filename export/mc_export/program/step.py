@@ -1,0 +1,132 @@
+"""The `step` engine: one whole denoising step, from latents to the next latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mc_export.backbones.sana_export import use_exportable_self_attention
+from mc_export.model.injection import CanvasBackbone
+from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask, shape_of
+
+MAX_BRANCHES = 3
+
+
+class StepProgram(Program):
+    """Input scaling, canvas injection, backbone, guidance and the sampler's update, all scalars per sample.
+
+    With `K = 2 (order - 1)`, `history` `[B, K, C, H, W]` holds the previous samples, newest first, then the previous
+    predictions, newest first. Guidance and update are in float32 whatever the backbone computes in.
+
+    Args:
+        backbone: the backbone with its canvas connector; changed in place to take the prepared context.
+        context_dim: width of the prepared context.
+        order: of the sampler: how many samples, and as many predictions, the next one is made of.
+        max_batch: the largest batch.
+        max_cells: the largest latent extent along height and width.
+        max_length: the longest context.
+    """
+
+    component = "step"
+
+    def __init__(
+        self,
+        backbone: CanvasBackbone,
+        context_dim: int,
+        *,
+        order: int = 1,
+        max_batch: int = 64,
+        max_cells: int = 128,
+        max_length: int = 4096,
+    ) -> None:
+        super().__init__()
+        if order < 1:
+            raise ValueError(f"order must be at least 1, got {order}")
+        adapter, config = backbone.backbone, backbone.model.config
+        adapter.prepare_for_export(backbone.model)
+        if backbone.connector is not None:
+            use_exportable_self_attention(backbone.connector)
+        self.backbone = backbone
+        self.order = order
+        channels, width = adapter.latent_channels(config), adapter.width(config)
+        _, patch_h, patch_w = adapter.patch(config)
+        latent = ("B", channels, "H", "W")
+        history = 2 * (order - 1)
+        inputs = [
+            float_tensor("sample", *latent),
+            *([float_tensor("history", "B", history, *latent[1:])] if history else []),
+            float_tensor("timestep", "B"),
+            float_tensor("coefficients", "B", 1 + 2 * order),
+            float_tensor("guidance", "B", "G"),
+            float_tensor("context", "B", "G", "L", context_dim),
+            int_tensor("context_mask", "B", "G", "L"),
+            *([float_tensor("canvas", "B", "G", 1, "h", "w", width)] if backbone.connector is not None else []),
+        ]
+        self.inputs = tuple(inputs)
+        outputs = [float_tensor("next_sample", *latent)]
+        if history:
+            outputs.append(float_tensor("next_history", "B", history, *latent[1:]))
+        self.outputs = tuple(outputs)
+        axes = [
+            Axis("B", 1, max(2, max_batch), 2),
+            Axis("G", 1, MAX_BRANCHES, MAX_BRANCHES),
+            Axis("H", patch_h, max_cells * patch_h, 6 * patch_h, patch_h),
+            Axis("W", patch_w, max_cells * patch_w, 5 * patch_w, patch_w),
+            Axis("L", 1, max(16, max_length), 7),
+        ]
+        if backbone.connector is not None:
+            axes += [Axis("h", 1, max_cells, 4), Axis("w", 1, max_cells, 3)]
+        self.axes = {axis.name: axis for axis in axes}
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        history: Tensor | None = None,
+        canvas: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        batch, branches = guidance.shape
+        weights = coefficients[:, :, None, None, None]  # [B, 1 + 2 order, 1, 1, 1]
+        model_input = sample * weights[:, 0]
+        prediction = self.backbone(
+            _per_branch(model_input, branches),
+            _per_branch(timestep, branches),
+            context.flatten(0, 1),
+            context_mask.flatten(0, 1),
+            canvas=None if canvas is None else canvas.flatten(0, 1),
+        )
+        prediction = prediction.float().unflatten(0, (batch, branches))
+        prediction = (prediction * guidance[:, :, None, None, None]).sum(dim=1)
+        if history is None:
+            return (weights[:, 1] * sample + weights[:, 2] * prediction,)
+        order = self.order
+        samples = torch.cat([sample[:, None], history[:, : order - 1]], dim=1)
+        predictions = torch.cat([prediction[:, None], history[:, order - 1 :]], dim=1)
+        next_sample = (weights[:, 1:] * torch.cat([samples, predictions], dim=1)).sum(dim=1)
+        return next_sample, torch.cat([samples[:, :-1], predictions[:, :-1]], dim=1)
+
+    def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
+        """Unit latents at timesteps from 1000 down; coefficients that let sample and prediction count alike."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {
+            spec.name: torch.randn(shape_of(spec, extents), generator=generator)
+            for spec in self.inputs
+            if spec.dtype == "float32"
+        }
+        batch, branches, length = extents["B"], extents["G"], extents["L"]
+        drawn["timestep"] = torch.linspace(987.5, 12.5, batch)
+        drawn["guidance"] = torch.tensor([4.5, -3.5, 0.25])[:branches].expand(batch, branches).contiguous()
+        if branches == 1:
+            drawn["guidance"] = torch.ones(batch, 1)
+        drawn["coefficients"][:, 0] = torch.linspace(1.0, 0.5, batch)
+        mask = right_padded_mask(batch * branches, length).unflatten(0, (batch, branches))
+        return {spec.name: mask if spec.name == "context_mask" else drawn[spec.name] for spec in self.inputs}
+
+
+def _per_branch(tensor: Tensor, branches: int) -> Tensor:
+    """Each sample once for every guidance branch: `[B, ...]` to `[B * branches, ...]`."""
+    return tensor[:, None].expand(-1, branches, *(-1,) * (tensor.ndim - 1)).flatten(0, 1)
