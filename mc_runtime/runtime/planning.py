@@ -54,6 +54,10 @@ class Planning:
         }
         self._empty: dict[str, Array] | None = None
 
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cache = ContentCache(CACHE_BYTES)
+
     @property
     def components(self) -> tuple[Component, ...]:
         """The engines that plans need."""

@@ -84,6 +84,10 @@ class Runtime:
         for component in components:
             self._engines.get(component)
 
+    def forget_plans(self) -> None:
+        """Empty the cache of plans, so that the next request is planned anew; a benchmark wants that."""
+        self._planning.forget()
+
     def plan(self, prompt: str, negative_prompt: str = "", size: tuple[int, int] | None = None) -> Plan:
         """Read a prompt and draw its layout, for a picture of `size` (height, width), the bundle's default if
         None.

@@ -1,0 +1,59 @@
+"""`mc-runtime doctor`, and the words of the commands whose libraries are missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mc_runtime.cli import build_half, demo
+from mc_runtime.cli.main import cli
+
+
+def test_json_names_every_target_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MC_RUNTIME_CACHE", str(tmp_path))
+    (tmp_path / "x").write_bytes(b"12345")
+    result = CliRunner().invoke(cli, ["doctor", "--json"])
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert set(report["targets"]) == {"onnxruntime", "openvino", "inductor", "tensorrt", "tensorrt-rtx"}
+    for target in report["targets"].values():
+        assert target["ready"] or target["reason"]
+    assert report["cache"] == {"path": str(tmp_path), "bytes": 5}
+    assert report["machine"]["cores"] >= 1
+
+
+def test_text_says_what_is_missing_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_half, "missing_modules", lambda: ["torch", "nncf"])
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 0
+    assert "torch, nncf not installed" in result.stdout
+    assert build_half.MEND in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", ".", "-o", "bundle"],
+        ["assemble", "--pipeline", "p", "--planner", "q", "-o", "c"],
+        ["bench", "b", "--against", "eager", "--checkpoint", "c"],
+    ],
+)
+def test_without_the_build_half_a_command_says_what_to_install(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_half, "missing_modules", lambda: ["torch"])
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 4
+    assert "mc-runtime[build]" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "demo", "a circle"], ["inspect", "demo"], ["bench", "demo"], ["build", "demo", "-o", "b"]]
+)
+def test_demo_without_a_checkout(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "nowhere")
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 3
+    assert "checkout" in result.stderr
