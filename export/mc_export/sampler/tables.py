@@ -33,6 +33,7 @@ def build_sampler_table(
     scheduler: Any,
     *,
     max_steps: int = 100,
+    step_counts: Sequence[int] | None = None,
     token_counts: Sequence[int] = (),
     set_timesteps: SetTimesteps | None = None,
     timestep_scale: float = 1.0,
@@ -44,6 +45,7 @@ def build_sampler_table(
     Args:
         scheduler: any deterministic diffusers scheduler that evaluates the model once a step.
         max_steps: the largest step count to serve.
+        step_counts: the only step counts to serve, where not all up to `max_steps` are wanted.
         token_counts: latent token counts to serve, where the schedule depends on them; empty for a static schedule.
         set_timesteps: how the pipeline sets the timesteps; `scheduler.set_timesteps(steps)` by default.
         timestep_scale: what the backbone multiplies timesteps by (SANA's `timestep_scale`).
@@ -64,7 +66,8 @@ def build_sampler_table(
         for key, tokens in keys.items():
             solved[key] = []
             for steps in range(1, max_steps + 1):
-                entry = _solved(scheduler, steps, tokens, set_timesteps, order)
+                wanted = step_counts is None or steps in step_counts
+                entry = _solved(scheduler, steps, tokens, set_timesteps, order) if wanted else None
                 order = max(order, _order(entry.coefficients)) if entry else order
                 solved[key].append(entry)
             if not any(solved[key]):
