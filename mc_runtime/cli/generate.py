@@ -115,7 +115,7 @@ def plan_outputs(output: Path, num_images: int = 1, canvas_map: Path | None = No
 
     if not 1 <= num_images <= MAX_IMAGES:
         raise RequestError(f"num_images must be a whole number from 1 to {MAX_IMAGES}, got {num_images}")
-    images = (output,)
+    images: tuple[Path, ...] = (output,)
     if num_images > 1:
         images = tuple(output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(num_images))
     outputs = Outputs(images, canvas_map, sheet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -16,7 +16,21 @@ COMPONENTS = ("planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):
+class EngineChoice(NamedTuple):
+    """Target and precision for one component of a bundle."""
+
+    component: str
+    target: str
+    precision: str
+
+
+if TYPE_CHECKING:
+    SizeType, EngineType = click.ParamType[tuple[int, int]], click.ParamType[EngineChoice]
+else:  # generic only in the newest releases of click
+    SizeType = EngineType = click.ParamType
+
+
+class Size(SizeType):
     """`HEIGHTxWIDTH` in pixels -> (height, width). Whether the bundle serves it is the request's business."""
 
     name = "HxW"
@@ -33,15 +47,7 @@ class Size(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class EngineChoice(NamedTuple):
-    """Target and precision for one component of a bundle."""
-
-    component: str
-    target: str
-    precision: str
-
-
-class EngineOption(click.ParamType):
+class EngineOption(EngineType):
     """`COMPONENT=TARGET:PRECISION` -> `EngineChoice`."""
 
     name = "COMPONENT=TARGET:PRECISION"
