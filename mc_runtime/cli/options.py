@@ -25,7 +25,8 @@ class EngineChoice(NamedTuple):
 
 
 if TYPE_CHECKING:
-    SizeType, EngineType = click.ParamType[tuple[int, int]], click.ParamType[EngineChoice]
+    SizeType = click.ParamType[tuple[int, int]]
+    EngineType = click.ParamType[EngineChoice]
 else:  # generic only in the newest releases of click
     SizeType = EngineType = click.ParamType
 
