@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ def require(what: str) -> None:
 
 
 @contextmanager
-def at_work(*, debug: bool = False) -> Iterator[None]:
-    """Run the build half: no telemetry, its libraries' warnings only under `debug`, and SIGTERM cleans up like Ctrl-C."""
+def at_work() -> Iterator[None]:
+    """Run the build half: no telemetry, no library's warnings (`python -W` shows them), SIGTERM cleans up as Ctrl-C does."""
     # NNCF reports its use over the network unless it believes itself in a test.
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -49,7 +50,7 @@ def at_work(*, debug: bool = False) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _interrupt) if main_thread else None
     try:
         with warnings.catch_warnings():
-            if not debug:
+            if not sys.warnoptions:
                 warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,127 @@
+"""`mc-runtime build`: a checkpoint becomes a bundle. With `assemble`, the command that needs the build half."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mc_runtime.cli import build_half, options
+from mc_runtime.cli.demo import checkpoint_path
+from mc_runtime.cli.output import Progress, print_json, progress_bar, seconds, size_of
+
+
+@dataclass(frozen=True)
+class BuildChoices:
+    """What to build, as the command line says it; sizes are (height, width) in pixels."""
+
+    checkpoint: str
+    output: Path
+    target: str = "onnxruntime"
+    precision: str = "fp32"
+    engines: tuple[options.EngineChoice, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    max_batch: int | None = None
+    force: bool = False
+
+
+@click.command("build")
+@click.argument("checkpoint")
+@click.option("-o", "--output", type=options.FILE, required=True, metavar="BUNDLE", help="Directory to write.")
+@click.option(
+    "--target", type=click.Choice(options.TARGETS), default="onnxruntime", show_default=True, help="Library to run it."
+)
+@click.option(
+    "--precision", type=click.Choice(options.PRECISIONS), default="fp32", show_default=True, help="What it computes in."
+)
+@click.option(
+    "--engine", "engines", type=options.EngineOption(), multiple=True,
+    help="Another target and precision for one component; may be given again.",
+)  # fmt: skip
+@click.option(
+    "--size", "sizes", type=options.Size(), multiple=True,
+    help="Serve exactly this height x width; may be given again. Any size the checkpoint takes, if left out.",
+)  # fmt: skip
+@click.option("--max-batch", type=click.IntRange(1), metavar="N", help="Most pictures that run as one batch.")
+@click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
+@options.json_option
+@options.debug_option
+def command(
+    checkpoint: str,
+    output: Path,
+    target: str,
+    precision: str,
+    engines: tuple[options.EngineChoice, ...],
+    sizes: tuple[tuple[int, int], ...],
+    max_batch: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build CHECKPOINT into a bundle of engines.
+
+    CHECKPOINT is a MetaCanvas directory (with metacanvas.json), a stock diffusers SanaPipeline directory, the hub id
+    of one, or `demo`. Every engine is compared with its torch module; an error beyond the precision's tolerance fails the
+    build. Engines are cached by content: the same build again takes seconds, another precision for one component
+    rebuilds that one. BUNDLE appears whole or not at all.
+
+    \b
+    Examples:
+      mc-runtime build ./checkpoint -o ./bundle
+      mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16
+      mc-runtime build ./checkpoint -o ./bundle --target openvino --precision int8 --engine vae_decoder=openvino:bf16
+      mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
+    """
+    choices = BuildChoices(checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, force)
+    with progress_bar("building", quiet=as_json) as progress:
+        report = run_build(choices, progress)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
+    """Build, and give the report as JSON-ready values. Raises EngineError where the build half is not installed."""
+    build_half.require("build")
+    with build_half.at_work():
+        from mc_export.build import BuildEvent, BuildOptions, EngineChoice, build_bundle
+        from mc_runtime.bundle.manifest import Precision
+
+        named = {each.component: EngineChoice(each.target, Precision(each.precision)) for each in choices.engines}
+        asked: dict[str, Any] = {} if choices.max_batch is None else {"max_batch": choices.max_batch}
+        chosen = BuildOptions(
+            target=choices.target,
+            precision=Precision(choices.precision),
+            engines=named,
+            sizes=choices.sizes,
+            force=choices.force,
+            **asked,
+        )
+
+        def on_event(event: BuildEvent) -> None:
+            progress(event.done, event.total, str(event))
+
+        report = build_bundle(choices.checkpoint, choices.output, chosen, on_event)
+    return {
+        "bundle": str(report.path),
+        "unchanged": report.unchanged,
+        "seconds": report.seconds,
+        "bytes": report.bytes,
+        "engines": [{**asdict(engine), "state": str(engine.state)} for engine in report.engines],
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    """A line an engine, and where the bundle is."""
+    for engine in report["engines"]:
+        what = f"{engine['target']} {engine['precision']}"
+        how = "from the cache" if engine["state"] == "cached" else f"built in {seconds(engine['seconds'])}"
+        error = f"error {engine['relative_l2']:.1e} relative, {engine['max_abs']:.1e} at most"
+        click.echo(f"{engine['component']:<14}{what:<20}{how:<22}{size_of(engine['bytes']):>10}   {error}")
+    cached = all(engine["state"] == "cached" for engine in report["engines"])
+    why = "; nothing that the engines are made of has changed" if cached else ""
+    if report["unchanged"]:
+        why += ", and the bundle was there already, the same to the byte"
+    click.echo(f"{report['bundle']}: {size_of(report['bytes'])} in {seconds(report['seconds'])}{why}")
