@@ -36,7 +36,7 @@ class SanaContext(nn.Module):
         layers = [layer for attn in attentions for layer in (attn.to_k, attn.to_v)]
         if any(layer.out_features != self.width for layer in layers):
             raise CheckpointError(
-                f"the cross-attention is {layers[0].out_features} wide and the model {self.width}; only equal widths are supported"
+                f"the cross-attention is {layers[0].out_features} wide and the model {self.width}; they must be equal"
             )
         self.keys_and_values = nn.Linear(layers[0].in_features, len(layers) * self.width, bias=layers[0].bias is not None)
         with torch.no_grad():

@@ -64,10 +64,10 @@ class Program(nn.Module, ABC):
         return {axis.name: axis.example for axis in self.axes.values()}
 
     def check_extents(self) -> Iterator[dict[str, int]]:
-        """Sizes an engine is checked at, all other than the exported ones: the smallest request, and odd larger ones."""
-        yield {axis.name: max(axis.min, axis.multiple if axis.name in SINGLE else 3 * axis.multiple) for axis in self.axes.values()}
-        shift = {axis.name: min(axis.max, axis.example + axis.multiple * (1 + index)) for index, axis in enumerate(self.axes.values())}
-        yield shift
+        """Sizes an engine is checked at, other than the exported ones: one small request, and several odd larger ones."""
+        axes = list(self.axes.values())
+        yield {axis.name: 1 if axis.name in SINGLE else max(axis.min, 3 * axis.multiple) for axis in axes}
+        yield {axis.name: min(axis.max, axis.example + axis.multiple * (1 + index)) for index, axis in enumerate(axes)}
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, without gradients."""

@@ -58,7 +58,7 @@ def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, in
             results = exported.module(check_guards=False)(**inputs)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise EngineError(f"{program.component}: a dimension was baked in; the export does not run at {where}: {reason}") from error
+        raise EngineError(f"{program.component}: a size was baked in; the export does not run at {where}: {reason}") from error
     results = results if isinstance(results, tuple) else (results,)
     for (name, reference), result in zip(expected.items(), results, strict=True):
         difference = (result - reference).abs().max().item() if result.shape == reference.shape else float("nan")

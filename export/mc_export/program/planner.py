@@ -59,8 +59,8 @@ class PlannerProgram(Program):
         self.axes = {
             "B": Axis("B", 1, max(2, max_batch), 2),
             "L": Axis("L", 1, max(16, max_length), 9),
-            "h": Axis("h", 1, max_cells, 4),
-            "w": Axis("w", 1, max_cells, 3),
+            "h": Axis("h", 1, max(8, max_cells), 4),
+            "w": Axis("w", 1, max(8, max_cells), 3),
         }
 
     def forward(

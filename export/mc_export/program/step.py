@@ -23,8 +23,9 @@ class StepProgram(Program):
         context_dim: width of the prepared context.
         order: of the sampler: how many samples, and as many predictions, the next one is made of.
         max_batch: the largest batch.
-        max_cells: the largest latent extent along height and width.
+        max_tokens: the largest extent along height and width, in tokens.
         max_length: the longest context.
+        max_canvas: the largest canvas extent along height and width.
     """
 
     component = "step"
@@ -36,8 +37,9 @@ class StepProgram(Program):
         *,
         order: int = 1,
         max_batch: int = 64,
-        max_cells: int = 128,
+        max_tokens: int = 128,
         max_length: int = 4096,
+        max_canvas: int = 128,
     ) -> None:
         super().__init__()
         if order < 1:
@@ -70,12 +72,12 @@ class StepProgram(Program):
         axes = [
             Axis("B", 1, max(2, max_batch), 2),
             Axis("G", 1, MAX_BRANCHES, MAX_BRANCHES),
-            Axis("H", patch_h, max_cells * patch_h, 6 * patch_h, patch_h),
-            Axis("W", patch_w, max_cells * patch_w, 5 * patch_w, patch_w),
+            Axis("H", 2 * patch_h, max(10, max_tokens) * patch_h, 6 * patch_h, patch_h),
+            Axis("W", 2 * patch_w, max(10, max_tokens) * patch_w, 5 * patch_w, patch_w),
             Axis("L", 1, max(16, max_length), 7),
         ]
         if backbone.connector is not None:
-            axes += [Axis("h", 1, max_cells, 4), Axis("w", 1, max_cells, 3)]
+            axes += [Axis("h", 1, max(8, max_canvas), 4), Axis("w", 1, max(8, max_canvas), 3)]
         self.axes = {axis.name: axis for axis in axes}
 
     def forward(

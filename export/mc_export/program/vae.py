@@ -28,7 +28,7 @@ class _VaeProgram(Program):
         self.channels = int(vae.config.latent_channels)
         self.scale = pixels_per_latent(vae)
         self.batch = Axis("B", 1, max(2, max_batch), 2)
-        self.max_cells = max_cells
+        self.max_cells = max(8, max_cells)
 
 
 class VaeDecoderProgram(_VaeProgram):
@@ -40,7 +40,7 @@ class VaeDecoderProgram(_VaeProgram):
         super().__init__(vae, max_batch=max_batch, max_cells=max_cells)
         self.inputs = (float_tensor("latents", "B", self.channels, "H", "W"),)
         self.outputs = (float_tensor("pixels", "B", "h", "w", 3),)
-        self.axes = {"B": self.batch, "H": Axis("H", 1, max_cells, 4), "W": Axis("W", 1, max_cells, 3)}
+        self.axes = {"B": self.batch, "H": Axis("H", 2, self.max_cells, 4), "W": Axis("W", 2, self.max_cells, 3)}
 
     def forward(self, latents: Tensor) -> Tensor:
         image = self.vae.decode(latents / self.scaling_factor, return_dict=False)[0]
@@ -65,8 +65,8 @@ class VaeEncoderProgram(_VaeProgram):
         self.outputs = (float_tensor("latents", "B", self.channels, "H", "W"),)
         self.axes = {
             "B": self.batch,
-            "h": Axis("h", scale, max_cells * scale, 4 * scale, scale),
-            "w": Axis("w", scale, max_cells * scale, 3 * scale, scale),
+            "h": Axis("h", 2 * scale, self.max_cells * scale, 4 * scale, scale),
+            "w": Axis("w", 2 * scale, self.max_cells * scale, 3 * scale, scale),
         }
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ class MultiscaleLinearAttention:
     def __call__(self, attn: Any, hidden_states: Tensor) -> Tensor:
         batch, _, height, width = hidden_states.shape
         residual = hidden_states
-        channels_last = hidden_states.movedim(1, -1)
-        projected = [attn.to_q(channels_last), attn.to_k(channels_last), attn.to_v(channels_last)]
+        pixels = hidden_states.movedim(1, -1)
+        projected = [attn.to_q(pixels), attn.to_k(pixels), attn.to_v(pixels)]
         states = torch.cat(projected, dim=3).movedim(-1, 1)
         states = torch.cat([states, *(scale(states) for scale in attn.to_qkv_multiscale)], dim=1).float()
         query, key, value = states.reshape(batch, -1, 3 * attn.attention_head_dim, height * width).chunk(3, dim=2)
@@ -115,9 +115,7 @@ class MultiscaleLinearAttention:
         attended = attended / normaliser.clamp_min(attn.eps)
         attended = attended.reshape(batch, -1, height, width).to(hidden_states.dtype)
         output = attn.to_out(attended.movedim(1, -1))
-        if attn.norm_type == "rms_norm":
-            output = attn.norm_out(output).movedim(-1, 1)
-        else:
-            output = attn.norm_out(output.movedim(-1, 1))
+        channels_last = attn.norm_type == "rms_norm"
+        output = attn.norm_out(output).movedim(-1, 1) if channels_last else attn.norm_out(output.movedim(-1, 1))
         result: Tensor = output + residual if attn.residual_connection else output
         return result

@@ -1,0 +1,87 @@
+"""What a bundle holds beside its engines: tokenizers, the sampler's table, the empty prompt's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mc_export.build.cache import build_entry, content_key, copy_files, lookup
+from mc_export.build.options import BuildOptions
+from mc_export.checkpoint.load import Checkpoint
+from mc_export.prompting import planner_prompting, sana_prompting
+from mc_export.sampler import build_sampler_table, dynamic_shift_timesteps
+from mc_runtime.bundle.arrays import save_arrays
+from mc_runtime.bundle.manifest import Manifest, PromptingSet, Sampler, Sizes
+from mc_runtime.bundle.store import write_manifest
+from mc_runtime.sampling.tables import SamplerTable
+
+SAMPLER_FILE = "sampler.safetensors"
+EMPTY_PLAN_FILE = "empty_plan.safetensors"
+
+
+def write_prompting(checkpoint: Checkpoint, folder: Path) -> PromptingSet:
+    """Writes the tokenizers of the engines that read text.
+
+    Raises:
+        CheckpointError: a tokenizer or a chat template cannot be used.
+    """
+    planner = text_encoder = None
+    if checkpoint.config is not None:
+        planner = planner_prompting(checkpoint.load_planner_tokenizer(), checkpoint.config, folder)
+    if checkpoint.conditioning == "text_encoder":
+        text_encoder = sana_prompting(checkpoint.load_tokenizer(), folder)
+    return PromptingSet(planner=planner, text_encoder=text_encoder)
+
+
+def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, folder: Path) -> Sampler:
+    """Writes the table of the checkpoint's scheduler, from the cache where it was made before.
+
+    Raises:
+        UnsupportedSchedulerError: no table can stand for the scheduler; the message names it.
+    """
+    scheduler = checkpoint.load_scheduler()
+    name = type(scheduler).__name__
+    dynamic = bool(scheduler.config.get("use_dynamic_shifting"))
+    served = sizes.served or (sizes.default,)
+    tokens = sorted({(height // sizes.multiple) * (width // sizes.multiple) for height, width in served})
+    scale = checkpoint.backbone.timestep_scale(checkpoint.model_config)
+    arguments: dict[str, Any] = {"max_steps": options.max_steps, "timestep_scale": scale}
+    if dynamic:
+        arguments["token_counts"] = tokens
+    key = content_key({"sampler": name, "config": dict(scheduler.config), **arguments})
+
+    def make(stage: Path) -> dict[str, Any]:
+        hook = dynamic_shift_timesteps if dynamic else None
+        table = build_sampler_table(scheduler, set_timesteps=hook, **arguments)
+        table.save(stage / SAMPLER_FILE)
+        return {}
+
+    entry = None if options.force else lookup(key)
+    copy_files(entry or build_entry(key, make), folder)
+    table = SamplerTable.load(folder / SAMPLER_FILE)
+    return Sampler(file=SAMPLER_FILE, scheduler=table.scheduler, order=table.order, dynamic_shift=table.is_dynamic)
+
+
+def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], force: bool) -> None:
+    """Writes the empty negative prompt's plan at the default size, so that most requests plan their own prompt only.
+
+    Args:
+        folder: the bundle in the making, whole but for its manifest.
+        manifest: what it will say, without an empty plan.
+        keys: content keys of the engines and tokenizers the plan comes from.
+        force: do not take it from the cache.
+    """
+    key = content_key({"empty_plan": list(keys), "size": manifest.sizes.default, "prompting": manifest.prompting})
+
+    def make(stage: Path) -> dict[str, Any]:
+        from mc_runtime.runtime.runtime import Runtime
+
+        write_manifest(folder, manifest)
+        branch = Runtime.load(folder, verify=False).plan("", "", manifest.sizes.default).branches[-1]
+        arrays = {"context": branch.context, "context_mask": branch.context_mask, "canvas": branch.canvas}
+        save_arrays(stage / EMPTY_PLAN_FILE, {name: array for name, array in arrays.items() if array is not None})
+        return {}
+
+    entry = None if force else lookup(key)
+    copy_files(entry or build_entry(key, make), folder)

@@ -1,0 +1,85 @@
+"""One engine: from the checkpoint's weights to verified files."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mc_export.build.options import EngineChoice
+from mc_export.build.parts import Part
+from mc_export.build.progress import State
+from mc_export.build.verify import verify_engine
+from mc_export.lower import Calibration, lower
+from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD, onnx_from_program
+from mc_export.program.export import export_program
+from mc_runtime.bundle.decode import decode, encode
+from mc_runtime.bundle.manifest import Engine, Precision
+
+
+def make_engine(
+    part: Part,
+    choice: EngineChoice,
+    directory: Path,
+    enter: Callable[[State], None],
+    calibrate: Callable[[str], Calibration],
+    *,
+    external_data_threshold: int = EXTERNAL_DATA_THRESHOLD,
+) -> dict[str, Any]:
+    """Builds and verifies one engine into `directory`.
+
+    Args:
+        part: what it is made of.
+        choice: target and precision.
+        directory: where its files go.
+        enter: told of every state.
+        calibrate: gives a component's calibration inputs; asked only where the precision is quantized.
+        external_data_threshold: bytes of weights from which an ONNX graph keeps them in a file of their own.
+
+    Returns:
+        The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took.
+
+    Raises:
+        EngineError: it cannot be exported, or its error exceeds the precision's tolerance.
+    """
+    start = time.monotonic()
+    enter(State.LOADING)
+    program = part.make()
+    enter(State.EXPORTING)
+    exported = export_program(program)
+    enter(State.LOWERING)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
+        onnx = onnx_from_program(
+            exported, program.inputs, program.outputs, Path(scratch) / f"{part.component}.onnx",
+            external_data_threshold=external_data_threshold,
+        )  # fmt: skip
+        del exported
+        gc.collect()
+        calibration: Calibration = []
+        if choice.precision is Precision.INT8:
+            enter(State.CALIBRATING)
+            calibration = calibrate(part.component)
+            enter(State.QUANTIZING)
+        files, options = lower(choice.target, onnx, part.component, choice.precision, calibration, directory)
+    spec = Engine(
+        target=choice.target,
+        precision=choice.precision,
+        files=tuple(file.name for file in files),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        options=options,
+    )
+    enter(State.VERIFYING)
+    shapes = [program.example_extents, *program.check_extents()]
+    spec = replace(spec, error=verify_engine(program, spec, files, shapes))
+    return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
+
+
+def engine_of_notes(notes: Mapping[str, Any], folder: str) -> Engine:
+    """The manifest's engine from a cache entry's notes, its files in `folder` of the bundle."""
+    spec = decode(Engine, notes["engine"])
+    return replace(spec, files=tuple(f"{folder}/{name}" for name in spec.files))

@@ -1,0 +1,83 @@
+"""What to build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mc_runtime.bundle.manifest import Component, Precision
+from mc_runtime.errors import RequestError
+
+COMPONENTS: tuple[Component, ...] = ("planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "onnxruntime": (Precision.FP32, Precision.INT8),
+    "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
+}
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The library that runs an engine, and what it computes in.
+
+    Raises:
+        RequestError: there is no such target, or it has no such precision; the message says what there is.
+    """
+
+    target: str
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        if self.target not in PRECISIONS:
+            raise RequestError(f"target {self.target!r} is unknown; choose {' or '.join(PRECISIONS)}")
+        if self.precision not in PRECISIONS[self.target]:
+            there = ", ".join(PRECISIONS[self.target])
+            others = [target for target, precisions in PRECISIONS.items() if self.precision in precisions]
+            instead = f", or {others[0]}:{self.precision}" if others else ""
+            raise RequestError(f"{self.target} has no {self.precision} on the CPU; choose {there}{instead}")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether building it needs calibration."""
+        return self.precision is Precision.INT8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of a build.
+
+    Attributes:
+        target, precision: of every engine that `engines` does not name.
+        engines: component to its own target and precision. Naming `vae_encoder` also puts it into the bundle: no
+            text-to-image request needs it.
+        sizes: the only picture sizes (height, width) to serve; empty for every size the checkpoint can do.
+        max_batch: the most images a step takes at once.
+        max_steps: the largest step count to serve.
+        force: build every engine again, whatever the cache has.
+
+    Raises:
+        RequestError: a value that no checkpoint could serve.
+    """
+
+    target: str = "onnxruntime"
+    precision: Precision = Precision.FP32
+    engines: Mapping[Component, EngineChoice] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ()
+    max_batch: int = 8
+    max_steps: int = 100
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        EngineChoice(self.target, self.precision)
+        for component in self.engines:
+            if component not in COMPONENTS:
+                raise RequestError(f"component {component!r} is unknown; choose {', '.join(COMPONENTS)}")
+        for name, value, limit in (("max_batch", self.max_batch, 256), ("max_steps", self.max_steps, 1000)):
+            if not 1 <= value <= limit:
+                raise RequestError(f"{name} must be 1 to {limit}, got {value}")
+        for height, width in self.sizes:
+            if height < 1 or width < 1:
+                raise RequestError(f"size {height}x{width}: height and width must be positive")
+
+    def choice(self, component: Component) -> EngineChoice:
+        """Target and precision of one component."""
+        return self.engines.get(component) or EngineChoice(self.target, self.precision)

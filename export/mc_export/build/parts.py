@@ -1,0 +1,180 @@
+"""The engines a checkpoint needs: what each is made of, and how far its dimensions reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mc_export.build.options import BuildOptions
+from mc_export.checkpoint import layout
+from mc_export.checkpoint.hashing import sha256_of_files
+from mc_export.checkpoint.load import Checkpoint
+from mc_export.model.config import METACANVAS_FILE
+from mc_export.program.base import Program
+from mc_export.program.planner import PlannerProgram
+from mc_export.program.step import StepProgram
+from mc_export.program.text_encoder import TextEncoderProgram
+from mc_export.program.vae import VaeDecoderProgram, VaeEncoderProgram
+from mc_runtime.bundle.manifest import Component, PromptingSet, Sizes
+from mc_runtime.errors import RequestError
+
+# Without --size, pictures up to this many times the checkpoint's own side are served, and never less than a side of 64 tokens.
+_LARGEST = 4
+_LEAST_LARGEST = 64
+# One token is a size the exporter would take for a constant.
+_SMALLEST = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far the dynamic dimensions of a bundle's engines reach.
+
+    Attributes:
+        max_batch: images at once.
+        max_tokens: tokens along the longer side of a picture.
+        max_canvas: canvas tokens along it; 1 without a canvas.
+        planner_length, text_length: longest sequences; 0 where there is no such engine.
+        context_length: most rows of context.
+        order: of the sampler.
+    """
+
+    max_batch: int
+    max_tokens: int
+    max_canvas: int
+    planner_length: int
+    text_length: int
+    context_length: int
+    order: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One engine to build.
+
+    Attributes:
+        component: its name.
+        sources: folders and files of the checkpoint it is made of.
+        make: loads them into the engine's program.
+    """
+
+    component: Component
+    sources: tuple[str, ...]
+    make: Callable[[], Program]
+
+
+def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
+    """The sizes a bundle of this checkpoint serves.
+
+    Raises:
+        RequestError: a size asked for is not a multiple of the latent grid; the message says the nearest that is.
+    """
+    config = checkpoint.model_config
+    scale = checkpoint.pixels_per_latent
+    _, patch, _ = checkpoint.backbone.patch(config)
+    multiple = scale * patch
+    rows, columns = checkpoint.backbone.default_latent_size(config)
+    native = (rows * scale, columns * scale)
+    smallest = _SMALLEST * multiple
+    for height, width in options.sizes:
+        if height % multiple or width % multiple or min(height, width) < smallest:
+            nearest = "x".join(str(max(smallest, round(side / multiple) * multiple)) for side in (height, width))
+            raise RequestError(
+                f"size {height}x{width}: sides must be multiples of {multiple} from {smallest} on; the nearest is {nearest}"
+            )
+    served = tuple(dict.fromkeys(options.sizes)) or None
+    return Sizes(
+        default=native if served is None or native in served else served[0],
+        served=served,
+        multiple=multiple,
+        min=smallest,
+        max=max(map(max, served)) if served else max(_LARGEST * max(native), _LEAST_LARGEST * multiple),
+    )
+
+
+def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:
+    """The limits of a bundle's engines."""
+    planner, text = prompting.planner, prompting.text_encoder
+    planner_length = planner.max_tokens if planner else 0
+    text_length = max(text.max_tokens, text.negative_max_tokens or 0) if text else 0
+    conditioned_on_text = checkpoint.conditioning == "text_encoder"
+    kept = len(text.select) if text and text.select else text_length
+    canvas = checkpoint.config.canvas.grid_at(sizes.max, sizes.max) if checkpoint.config else (1, 1, 1)
+    return Limits(
+        max_batch=options.max_batch,
+        max_tokens=sizes.max // sizes.multiple,
+        max_canvas=max(canvas[1:]),
+        planner_length=planner_length,
+        text_length=text_length,
+        context_length=kept if conditioned_on_text else planner_length,
+        order=order,
+    )
+
+
+def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> list[Part]:
+    """The engines to build, in the order of a request.
+
+    Raises:
+        RequestError: the options name an engine that this checkpoint does not have.
+    """
+    adapter, config = checkpoint.backbone, checkpoint.model_config
+    width, context_width = adapter.width(config), adapter.prepared_context_width(config)
+    _, patch, _ = adapter.patch(config)
+    on_planner = checkpoint.conditioning == "planner"
+    largest: dict[str, Any] = {"max_batch": limits.max_batch, "max_cells": limits.max_tokens * patch}
+
+    def planner() -> Program:
+        canvas = checkpoint.load_canvas()
+        context = adapter.context_preparation(checkpoint.load_model()) if on_planner else None
+        return PlannerProgram(
+            checkpoint.load_planner(canvas), canvas, width, context, context_width,
+            max_length=limits.planner_length, max_batch=limits.max_batch, max_cells=limits.max_canvas,
+        )  # fmt: skip
+
+    def text_encoder() -> Program:
+        context = adapter.context_preparation(checkpoint.load_model())
+        return TextEncoderProgram(
+            checkpoint.load_text_encoder(), context, context_width,
+            max_length=limits.text_length, max_batch=limits.max_batch,
+        )  # fmt: skip
+
+    def step() -> Program:
+        canvas = None if checkpoint.is_stock else checkpoint.load_canvas()
+        return StepProgram(
+            checkpoint.load_backbone(canvas), context_width, order=limits.order, max_batch=limits.max_batch,
+            max_tokens=limits.max_tokens, max_length=limits.context_length, max_canvas=limits.max_canvas,
+        )  # fmt: skip
+
+    canvas_files = () if checkpoint.is_stock else (layout.CANVAS_WEIGHTS, METACANVAS_FILE)
+    backbone = adapter.component
+    parts = [
+        Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
+        Part("text_encoder", (layout.TEXT_ENCODER, backbone), text_encoder),
+        Part("step", (backbone, *canvas_files), step),
+        Part("vae_decoder", (layout.VAE,), lambda: VaeDecoderProgram(checkpoint.load_vae(), **largest)),
+        Part("vae_encoder", (layout.VAE,), lambda: VaeEncoderProgram(checkpoint.load_vae(), **largest)),
+    ]
+    absent = {"planner": checkpoint.is_stock, "text_encoder": on_planner, "vae_encoder": "vae_encoder" not in options.engines}
+    for component in options.engines:
+        if absent.get(component):
+            there = ", ".join(part.component for part in parts if not absent.get(part.component))
+            raise RequestError(f"--engine {component}: this checkpoint has no such engine; it has {there}")
+    return [part for part in parts if not absent.get(part.component)]
+
+
+def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[str, str]) -> dict[str, Any]:
+    """Everything of the checkpoint and the options that decides what a part's engine is, but for target and precision.
+
+    `hashes` keeps what was hashed, from one part to the next.
+    """
+    for source in part.sources:
+        if source not in hashes:
+            path = checkpoint.path / source
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            hashes[source] = sha256_of_files(checkpoint.path, files)
+    return {
+        "component": part.component,
+        "weights": {source: hashes[source] for source in part.sources},
+        "limits": asdict(limits),
+        "conditioning": checkpoint.conditioning,
+    }

@@ -1,0 +1,109 @@
+"""How a build tells what it is doing and how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where an engine's build stands."""
+
+    CACHED = "cached"
+    LOADING = "loading"
+    EXPORTING = "exporting"
+    LOWERING = "lowering"
+    CALIBRATING = "calibrating"
+    QUANTIZING = "quantizing"
+    VERIFYING = "verifying"
+    BUILT = "built"
+    WRITING = "writing"
+
+
+# Shares of an engine's build, roughly as measured; the time left follows from them.
+_SHARE = {
+    State.LOADING: 1.0,
+    State.EXPORTING: 3.0,
+    State.LOWERING: 5.0,
+    State.CALIBRATING: 4.0,
+    State.QUANTIZING: 8.0,
+    State.VERIFYING: 2.0,
+}
+_QUANTIZED = (State.CALIBRATING, State.QUANTIZING)
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class BuildEvent:
+    """One change of state.
+
+    Attributes:
+        component: an engine's component, or `bundle` for what is not an engine.
+        state: what is done to it now.
+        done, total: shares of the whole build.
+        seconds: since the build began.
+        seconds_left: an estimate, or None before there is anything to base one on.
+    """
+
+    component: str
+    state: State
+    done: float
+    total: float
+    seconds: float
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        return f"{self.component}: {self.state}"
+
+
+ProgressCallback = Callable[[BuildEvent], None]
+
+
+class ProgressLog:
+    """Counts the shares of a build and tells the callback of each change.
+
+    Args:
+        callback: told of every event; None for nobody.
+        components: the engines, each with whether it is quantized.
+    """
+
+    def __init__(self, callback: ProgressCallback | None, components: Sequence[tuple[str, bool]]) -> None:
+        self._callback = callback
+        self._start = time.monotonic()
+        self._todo = {
+            component: {state: share for state, share in _SHARE.items() if quantized or state not in _QUANTIZED}
+            for component, quantized in components
+        }
+        self._total = sum(sum(shares.values()) for shares in self._todo.values()) + 1.0
+        self._saved = 0.0
+        self._done = 0.0
+        self._current: tuple[str, State] | None = None
+
+    def enter(self, component: str, state: State) -> None:
+        """A component enters a state; the one before it is done."""
+        self._finish_current()
+        if state in (State.CACHED, State.BUILT):
+            rest = sum(self._todo.pop(component, {}).values())
+            if state is State.CACHED:
+                self._saved += rest
+            else:
+                self._done += rest
+        else:
+            self._current = (component, state)
+        self._tell(component, state)
+
+    def _finish_current(self) -> None:
+        if self._current is not None:
+            component, state = self._current
+            self._done += self._todo.get(component, {}).pop(state, 0.0)
+            self._current = None
+
+    def _tell(self, component: str, state: State) -> None:
+        if self._callback is None:
+            return
+        total = self._total - self._saved
+        seconds = time.monotonic() - self._start
+        left = seconds * (total - self._done) / self._done if self._done else None
+        self._callback(BuildEvent(component, state, self._done, total, seconds, left))

@@ -1,0 +1,26 @@
+"""Engine files for onnxruntime: the ONNX graph itself, or its quantized form."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mc_export.lower import Calibration
+from mc_export.lower.onnx import OnnxFile
+from mc_runtime.bundle.manifest import Precision
+
+
+def engine_files(
+    onnx: OnnxFile, component: str, precision: Precision, calibration: Calibration, directory: Path
+) -> tuple[list[Path], dict[str, Any]]:
+    """See :func:`mc_export.lower.lower`.
+
+    An optimised graph is not stored: what onnxruntime fuses, and how it lays out weights, depends on the CPU that loads it.
+    """
+    if precision is Precision.INT8:
+        from mc_export.quantize import quantize_onnxruntime
+
+        options: dict[str, Any] = quantize_onnxruntime(onnx.path, directory / onnx.path.name, calibration, component)
+        return sorted(directory.glob(f"{component}.onnx*")), options
+    return [Path(shutil.move(file, directory / file.name)) for file in onnx.files], {}
