@@ -146,7 +146,7 @@ def run_bench(
     ]
     precisions = {component: str(engine.precision) for component, engine in manifest.engines.items()}
     checks = _check(bundle, rivals, precisions)
-    times = _time([bundle, *rivals], runs, on_round)
+    times = time_rounds([bundle, *rivals], runs, on_round)
     report: dict[str, Any] = {
         "bundle": {
             "name": manifest.name,
@@ -160,7 +160,7 @@ def run_bench(
         "runs": runs,
         "load_seconds": load_seconds,
         "check": checks,
-        "results": {name: _summary(rounds) for name, rounds in times.items()},
+        "results": {name: summary_of(rounds) for name, rounds in times.items()},
         "machine": this_machine().as_dict(),
         "machine_text": str(this_machine()),
         "versions": installed_versions(),
@@ -207,7 +207,7 @@ def _check(
     return found
 
 
-def _time(
+def time_rounds(
     contestants: Sequence[Contestant], runs: int, on_round: Callable[[int, int], None] | None
 ) -> dict[str, list[dict[str, float]]]:
     """Seconds per stage of every round, by contestant; the order within a round is shuffled (seeded)."""
@@ -223,7 +223,7 @@ def _time(
     return times
 
 
-def _summary(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+def summary_of(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Median, fastest and slowest round in seconds, by stage."""
     stages = rounds[0].keys()
     return {
