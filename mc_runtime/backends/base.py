@@ -21,6 +21,8 @@ from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError, RequestError
 
 Array = NDArray[Any]
+Shapes = Mapping[str, tuple[int, ...]]
+"""The sizes of an engine's inputs in one run, by name."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Engine(ABC):
     @abstractmethod
     def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Inputs and outputs as the library itself reports them; unnamed dynamic dimensions are `?`."""
+
+    def prepare(self, shapes: Shapes) -> None:  # noqa: B027  # most libraries run any shape as it comes
+        """Do now what the library would do when these shapes first come. Raises EngineError."""
 
     @abstractmethod
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:

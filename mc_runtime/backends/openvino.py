@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
-from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings, Shapes
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Precision, Tensor
 
+_DEVICE = "CPU"
 _DTYPES = {"f32": "float32", "i64": "int64"}
 
 # What the arithmetic between quantized layers runs in. Without a hint OpenVINO takes bf16 wherever the CPU
@@ -20,8 +23,18 @@ _DTYPES = {"f32": "float32", "i64": "int64"}
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 
 
+# How many shapes an engine is compiled for at a time. Compiled for its shapes, a step of a 512-wide, 8-layer SANA takes
+# 5 % less time in fp32 and 15 % in bf16 than compiled for any, and less memory. Engines that read text meet another
+# length with every prompt.
+_SPECIALISED = {"step": 2, "vae_decoder": 2, "vae_encoder": 2}
+
+
 class OpenVinoBackend(HostBackend):
-    """Engine options: `properties`, OpenVINO's own, such as `INFERENCE_PRECISION_HINT` for what int8 layers leave over."""
+    """Options of an engine in the manifest.
+
+    `properties` are OpenVINO's own, such as `INFERENCE_PRECISION_HINT` for what int8 layers leave over; `specialise`
+    is for how many input shapes at a time the model is compiled, 0 for one compilation that takes any.
+    """
 
     name = "openvino"
 
@@ -31,7 +44,8 @@ class OpenVinoBackend(HostBackend):
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
-        return OpenVinoEngine(component, files[0], self._core, self._properties(spec))
+        kept = spec.options.get("specialise", _SPECIALISED.get(component, 0))
+        return OpenVinoEngine(component, files[0], self._core, self._properties(spec), kept)
 
     def wrap(self, array: Array) -> Any:
         """An OpenVINO tensor over the array's memory."""
@@ -51,14 +65,18 @@ class OpenVinoBackend(HostBackend):
 
 
 class OpenVinoEngine(Engine):
-    """One compiled model."""
+    """One model, compiled once for any shape, or for each of the last `kept` shapes it met."""
 
-    def __init__(self, name: str, path: Path, core: Any, properties: dict[str, Any]) -> None:
+    def __init__(self, name: str, path: Path, core: Any, properties: dict[str, Any], kept: int) -> None:
         super().__init__(name, path)
+        self._core = core
+        self._properties = properties
+        self._kept = kept
+        self._compiled: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
         try:
-            # Compiling from the path, not from a model read before, lets a cached compilation skip the
-            # reading.
-            self._model = core.compile_model(str(path), "CPU", properties)
+            # Compiling from the path, not from a model read before, lets a cached compilation skip the reading.
+            self._model = core.read_model(str(path)) if kept else core.compile_model(str(path), _DEVICE, properties)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             self.fail("does not load", error)
 
@@ -66,31 +84,60 @@ class OpenVinoEngine(Engine):
         """See `Engine.describe`."""
         return tuple(map(_tensor, self._model.inputs)), tuple(map(_tensor, self._model.outputs))
 
+    def prepare(self, shapes: Shapes) -> None:
+        """See `Engine.prepare`."""
+        self._model_for(shapes)
+
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """See `Engine.bind`."""
-        request = self._model.create_infer_request()
+        request = self._request(inputs)
         try:
-            for name, buffer in (*inputs.items(), *outputs.items()):
+            for name, buffer in outputs.items():
                 request.set_tensor(name, buffer.native)
         except Exception as error:
-            self.fail("does not take its tensors", error)
+            self.fail("does not take its outputs", error)
         return _BoundCall(self, request, (*inputs.values(), *outputs.values()))
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """See `Engine.run`."""
-        request = self._model.create_infer_request()
-        try:
-            for name, buffer in inputs.items():
-                request.set_tensor(name, buffer.native)
-            request.infer(share_outputs=True)
-        except Exception as error:
-            self.fail("failed", error)
+        request = self._request(inputs)
+        _BoundCall(self, request, tuple(inputs.values())).run()
         found = {}
         for output in self._model.outputs:
             # The request owns its outputs' memory and ends with this function.
-            array = np.array(request.get_tensor(output).data)
+            array = np.array(request.get_tensor(output.any_name).data)
             found[output.any_name] = Buffer(ov.Tensor(array, shared_memory=True), array.shape, array.dtype, array)
         return found
+
+    def _request(self, inputs: Mapping[str, Buffer]) -> Any:
+        request = self._model_for({name: buffer.shape for name, buffer in inputs.items()}).create_infer_request()
+        try:
+            for name, buffer in inputs.items():
+                request.set_tensor(name, buffer.native)
+        except Exception as error:
+            self.fail("does not take its inputs", error)
+        return request
+
+    def _model_for(self, shapes: Shapes) -> Any:
+        """The compiled model for these shapes; the least recently used one makes room for a new one."""
+        if not self._kept:
+            return self._model
+        key = tuple(sorted(shapes.items()))
+        with self._lock:
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(shapes)
+            self._compiled.move_to_end(key)
+            while len(self._compiled) > self._kept:
+                self._compiled.popitem(last=False)
+            return self._compiled[key]
+
+    def _compile(self, shapes: Shapes) -> Any:
+        try:
+            model = self._model.clone()  # shares the weights
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            return self._core.compile_model(model, _DEVICE, self._properties)
+        except Exception as error:
+            self.fail(f"cannot be compiled for {dict(shapes)}", error)
 
 
 class _BoundCall(Call):

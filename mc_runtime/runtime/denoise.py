@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -12,34 +11,9 @@ from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Array, Buffer
 from mc_runtime.errors import EngineError
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine, fixed, padded
-from mc_runtime.runtime.plan import Branch
+from mc_runtime.runtime.batch import StepBatch
+from mc_runtime.runtime.engines import EngineClock, LoadedEngine
 from mc_runtime.sampling.tables import Schedule
-
-# Context rows are padded to a multiple of this, so that an engine that specialises itself for the shapes it
-# meets meets few. Masked rows have no weight.
-_CONTEXT_ROWS = 32
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """What one run of the step engine works on: B images, G guidance branches.
-
-    Attributes:
-        sample: f32 `[B, C, H, W]`, the noise, scaled as the sampler wants it.
-        guidance: f32 `[B, G]`, the weights of the branches.
-        context: f32 `[B, G, L, D_ctx]`.
-        context_mask: i64 `[B, G, L]`.
-        canvas: f32 `[B, G, t, h, w, D_b]`, or None.
-        images: how many of the B images are asked for; the rest fill up an engine of a fixed batch.
-    """
-
-    sample: Array
-    guidance: Array
-    context: Array
-    context_mask: Array
-    canvas: Array | None
-    images: int
 
 
 class Watch(Protocol):
@@ -71,39 +45,6 @@ def denoise(step: LoadedEngine, batch: StepBatch, schedule: Schedule, clock: Eng
     return state.latents()
 
 
-def step_batch(
-    spec_of: LoadedEngine, noise: Array, branches: Sequence[Sequence[Branch]], weights: Sequence[float]
-) -> StepBatch:
-    """Put images into one batch.
-
-    Args:
-        noise: f32 `[images, C, H, W]`.
-        branches: for every image, as many branches as there are weights.
-        weights: of the branches, the same for every image.
-
-    Dimensions that the engine has fixed are filled up: rows and branches without weight, images by repeating
-    the last.
-    """
-    spec = spec_of.spec
-    images = len(noise)
-    count = fixed(spec, "sample", 0) or images
-    branch_count = fixed(spec, "guidance", 1) or len(weights)
-    rows = [[*image, *[image[0]] * (branch_count - len(image))] for image in branches]
-    rows += [rows[-1]] * (count - images)
-    longest = max(len(branch.context) for image in rows for branch in image)
-    length = fixed(spec, "context", 2) or -(-longest // _CONTEXT_ROWS) * _CONTEXT_ROWS
-    if longest > length:
-        raise EngineError(f"step engine: takes {length} context rows, the prompt has {longest}; build it for more")
-    return StepBatch(
-        sample=np.concatenate([noise, *[noise[-1:]] * (count - images)]),
-        guidance=np.tile(padded(np.array(weights, np.float32), 0, branch_count), (count, 1)),
-        context=_stack(rows, lambda branch: padded(branch.context, 0, length)),
-        context_mask=_stack(rows, lambda branch: padded(branch.context_mask, 0, length)),
-        canvas=_stack(rows, lambda branch: branch.canvas) if spec.input("canvas") else None,
-        images=images,
-    )
-
-
 class _StepState:
     """The step engine bound to two sets of buffers, which are its input and its output in turn."""
 
@@ -117,20 +58,11 @@ class _StepState:
         self._timestep = self._backend.empty((count,))
         self._coefficient = self._backend.empty(self._coefficients.shape[1:])
         self._samples = self._pair(batch.sample)
-        constant = {
-            "timestep": self._timestep,
-            "coefficients": self._coefficient,
-            "guidance": self._backend.to_device(batch.guidance),
-            "context": self._backend.to_device(batch.context),
-            "context_mask": self._backend.to_device(batch.context_mask),
-        }
-        if batch.canvas is not None:
-            constant["canvas"] = self._backend.to_device(batch.canvas)
+        constant = {name: self._backend.to_device(array) for name, array in batch.constant.items()}
+        constant |= {"timestep": self._timestep, "coefficients": self._coefficient}
         swapped = [("sample", "next_sample", self._samples)]
-        rows = 2 * (schedule.order - 1)
-        if rows:
-            shape = (count, rows, *batch.sample.shape[1:])
-            swapped.append(("history", "next_history", self._pair(np.zeros(shape, np.float32))))
+        if batch.history is not None:
+            swapped.append(("history", "next_history", self._pair(batch.history)))
         self._calls = [
             step.engine.bind(
                 constant | {name: pair[here] for name, _, pair in swapped},
@@ -160,8 +92,3 @@ class _StepState:
         first = self._backend.empty(start.shape)
         self._backend.write(first, start)
         return first, self._backend.empty(start.shape)
-
-
-def _stack(rows: Sequence[Sequence[Branch]], of: Callable[[Branch], Array | None]) -> Array:
-    """The arrays of all branches of all images as one array `[B, G, ...]`."""
-    return np.stack([np.stack([of(branch) for branch in image]) for image in rows])  # type: ignore[misc]

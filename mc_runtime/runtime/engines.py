@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mc_runtime.backends.base import Array, Backend, Engine, Settings
+from mc_runtime.backends.base import Array, Backend, Engine, Settings, Shapes
 from mc_runtime.backends.registry import create_backend
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
@@ -69,27 +69,32 @@ class Engines:
         for component in self._bundle.manifest.required_components():
             self._backend(self._bundle.manifest.engines[component].target)
 
-    def start(self, *components: str) -> None:
-        """Begin to load these engines, each in its own thread; `get` waits for one."""
+    def start(self, components: Mapping[str, Shapes | None]) -> None:
+        """Begin to load these engines, each in its own thread; `get` waits for one.
+
+        Where the shapes of an engine's inputs are known already, it prepares itself for them right after loading.
+        """
         with self._lock:
-            missing = [name for name in components if name not in self._loading]
+            missing = {name: shapes for name, shapes in components.items() if name not in self._loading}
             if missing:
                 pool = ThreadPoolExecutor(len(missing), thread_name_prefix="load-engine")
-                self._loading |= {name: pool.submit(self._load, name) for name in missing}
+                self._loading |= {name: pool.submit(self._load, name, shapes) for name, shapes in missing.items()}
                 pool.shutdown(wait=False)
 
     def get(self, component: str) -> LoadedEngine:
         """The loaded engine. Raises EngineError where it does not load, BundleError where the bundle has none."""
-        self.start(component)
+        self.start({component: None})
         return self._loading[component].result()
 
-    def _load(self, component: str) -> LoadedEngine:
+    def _load(self, component: str, shapes: Shapes | None) -> LoadedEngine:
         spec = self._bundle.manifest.engines.get(component)
         if spec is None:
             raise BundleError(f"{self._bundle.path}: has no {component} engine; build the bundle with one")
         backend = self._backend(spec.target)
         engine = backend.load(component, tuple(self._bundle.file(name) for name in spec.files), spec)
         self._check_names(engine, spec)
+        if shapes is not None:
+            engine.prepare(shapes)
         return LoadedEngine(spec, backend, engine)
 
     def _backend(self, target: str) -> Backend:

@@ -68,17 +68,29 @@ class Planning:
         encoded = {name: prompter.encode([text], negative=negative) for name, prompter in self._prompters.items()}
         return EncodedPrompt(encoded, is_empty_negative=negative and not text)
 
+    def rows(self, prompt: EncodedPrompt, size: tuple[int, int]) -> int:
+        """How many context rows the branch of this text will have."""
+        stored = self._stored(self.grid(size)) if prompt.is_empty_negative else None
+        if stored is not None:
+            return len(stored.context)
+        return _last_row(prompt.by_engine[self._bundle.manifest.conditioning])
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int, int] | None:
+        """The canvas grid of a picture of (height, width) pixels; None for a stock pipeline."""
+        canvas = self._bundle.manifest.canvas
+        return canvas.grid_for(size) if canvas else None
+
     def branch(self, prompt: EncodedPrompt, size: tuple[int, int], clock: EngineClock) -> Branch:
         """What the step engine is told of this text, for a picture of (height, width) pixels."""
         manifest = self._bundle.manifest
-        grid = manifest.canvas.grid_for(size) if manifest.canvas else None
+        grid = self.grid(size)
         stored = self._stored(grid) if prompt.is_empty_negative else None
         if stored is not None:
             return stored
         outputs = {name: self._outputs(name, encoded, grid, clock) for name, encoded in prompt.by_engine.items()}
         context = outputs[manifest.conditioning]["context"]
-        mask = prompt.by_engine[manifest.conditioning].context_mask[0]
-        rows = int(mask.nonzero()[0].max(initial=0)) + 1
+        encoded = prompt.by_engine[manifest.conditioning]
+        mask, rows = encoded.context_mask[0], _last_row(encoded)
         canvas = outputs["planner"]["canvas"] if grid else None
         return Branch(context[:rows], mask[:rows], canvas)
 
@@ -107,6 +119,11 @@ class Planning:
         engine = self._engines.get(component)
         inputs = _inputs(engine, encoded, grid)
         return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+
+
+def _last_row(encoded: Encoded) -> int:
+    """Context rows up to the last one that counts."""
+    return int(encoded.context_mask[0].nonzero()[0].max(initial=0)) + 1
 
 
 def _inputs(engine: LoadedEngine, encoded: Encoded, grid: tuple[int, int, int] | None) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_runtime.backends.base import Settings
+from mc_runtime.backends.base import Settings, Shapes
 from mc_runtime.bundle.machine import check_machine
 from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError
-from mc_runtime.runtime.denoise import denoise, step_batch
+from mc_runtime.runtime.batch import step_batch, step_shapes
+from mc_runtime.runtime.denoise import denoise
 from mc_runtime.runtime.engines import Engines, fixed
 from mc_runtime.runtime.plan import Plan
-from mc_runtime.runtime.planning import Planning
+from mc_runtime.runtime.planning import EncodedPrompt, Planning
 from mc_runtime.runtime.result import Result
 from mc_runtime.runtime.work import Cancel, OnStep, Work
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import SamplerTable, Schedule
-from mc_runtime.tasks.text_to_image import TextToImage, checked_size, latent_shape
+from mc_runtime.tasks.text_to_image import TextToImage, latent_shape
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,27 +79,32 @@ class Runtime:
         return self.bundle.manifest
 
     def warm_up(self) -> None:
-        """Load every engine that a picture needs now, and not with the first request."""
-        components = self.manifest.required_components()
-        self._engines.start(*components)
-        for component in components:
+        """Load every engine that a picture needs now, ready for the default size, and not with the first request."""
+        request = TextToImage.from_arguments(self.manifest, prompt="")
+        shapes = self._engine_shapes(request, self._rows(request, self._encode(request)))
+        for component in self.manifest.required_components():
             self._engines.get(component)
+        for component, known in shapes.items():
+            self._engines.get(component).engine.prepare(known)
 
     def forget_plans(self) -> None:
         """Empty the cache of plans, so that the next request is planned anew; a benchmark wants that."""
         self._planning.forget()
 
     def plan(self, prompt: str, negative_prompt: str = "", size: tuple[int, int] | None = None) -> Plan:
-        """Read a prompt and draw its layout, for a picture of `size` (height, width), the bundle's default if
-        None.
+        """Read a prompt and draw its layout, for a picture of `size` (height, width) or the bundle's default.
 
         Raises RequestError for a prompt or a size that cannot be served.
         """
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
             raise RequestError("plan takes one prompt and one negative prompt as strings; call it once a prompt")
-        side = checked_size(self.manifest.sizes, size)
-        guided = self.manifest.guidance.branches > 1
-        return self._plans([(prompt, negative_prompt)], side, guided, Work())[0]
+        guidance = 2.0 if self.manifest.guidance.branches > 1 else 1.0  # a plan serves renders with and without
+        request = TextToImage.from_arguments(
+            self.manifest, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance
+        )
+        encoded = self._encode(request)
+        self._engines.start(dict.fromkeys(self._planning.components))
+        return self._plans(request, encoded, Work())[0]
 
     def render(
         self,
@@ -129,7 +135,7 @@ class Runtime:
             output=output,
         )
         work = Work(on_step, cancel)
-        self._engines.start(*self._stages(request))
+        self._engines.start(self._engine_shapes(request, _longest([plan], request)))
         return self._render(request, (plan,), work)
 
     def generate(
@@ -155,8 +161,7 @@ class Runtime:
             num_images: pictures a prompt.
             steps, guidance_scale, size: the bundle's defaults where None; size is (height, width) in pixels.
                 Guidance is off at 1 and below.
-            seed: of the first image; the next ones count up. A list names one an image. An image depends on
-            its own
+            seed: of the first image; the next ones count up. A list names one an image. An image depends on its own
                 seed only, not on what it is made together with.
             latents: unit noise f32 `[images, C, H, W]` in place of the seeds'.
             output: `images`, or `latents` for the denoised latents alone.
@@ -181,51 +186,50 @@ class Runtime:
             output=output,
         )
         work = Work(on_step, cancel)
-        pairs = list(zip(request.prompts, request.negative_prompts, strict=True))
-        plans = self._plans(pairs, request.size, request.uses_guidance, work, self._stages(request))
-        return self._render(request, plans, work)
-
-    def _plans(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        size: tuple[int, int],
-        guided: bool,
-        work: Work,
-        also_load: Sequence[str] = (),
-    ) -> tuple[Plan, ...]:
-        """One plan a (prompt, negative prompt); all texts are read before any engine is loaded."""
         with work.stopwatch.stage("plan"):
-            planning = self._planning
-            encoded = [
-                (planning.encode(prompt), *([planning.encode(negative, negative=True)] if guided else []))
-                for prompt, negative in pairs
-            ]
-        self._engines.start(*planning.components, *also_load)
-        self._wait_for(planning.components, work)
+            encoded = self._encode(request)
+            shapes = self._engine_shapes(request, self._rows(request, encoded))
+        self._engines.start(dict.fromkeys(self._planning.components) | shapes)
+        return self._render(request, self._plans(request, encoded, work), work)
+
+    def _encode(self, request: TextToImage) -> list[list[EncodedPrompt]]:
+        """Token ids of every prompt, and of its negative prompt where guidance uses it."""
+        encode = self._planning.encode
+        pairs = zip(request.prompts, request.negative_prompts, strict=True)
+        if not request.uses_guidance:
+            return [[encode(prompt)] for prompt, _ in pairs]
+        return [[encode(prompt), encode(negative, negative=True)] for prompt, negative in pairs]
+
+    def _plans(self, request: TextToImage, encoded: list[list[EncodedPrompt]], work: Work) -> tuple[Plan, ...]:
+        """One plan a prompt."""
+        self._wait_for(self._planning.components, work)
         plans = []
-        for (prompt, negative), texts in zip(pairs, encoded, strict=True):
+        for prompt, negative, texts in zip(request.prompts, request.negative_prompts, encoded, strict=True):
             work.stop_if_cancelled()
             with work.stopwatch.stage("plan"):
-                branches = tuple(planning.branch(text, size, work.clock) for text in texts)
-            plans.append(Plan(prompt, negative, size, branches, self.bundle.digest))
+                branches = tuple(self._planning.branch(text, request.size, work.clock) for text in texts)
+            plans.append(Plan(prompt, negative, request.size, branches, self.bundle.digest))
         return tuple(plans)
 
     def _render(self, request: TextToImage, plans: tuple[Plan, ...], work: Work) -> Result:
         """Batch after batch: noise, the denoising loop, the decoder, pictures."""
         owners = [plan for plan in plans for _ in range(request.num_images)]
-        shape = latent_shape(self.manifest, request.size)
-        schedule = self._schedule(request, shape)
+        latent = latent_shape(self.manifest, request.size)
+        schedule = self._schedule(request, latent)
         size = self.manifest.max_batch
         batches = [range(start, min(start + size, len(owners))) for start in range(0, len(owners), size)]
         work.expect(len(batches) * len(schedule))
         latents, images = [], []
         for batch in batches:
-            self._wait_for(["step"], work)
+            of_batch = [owners[index] for index in batch]
+            shapes = self._engine_shapes(request, _longest(of_batch, request), len(batch))
+            self._wait_for(["step"], work, shapes)
             with work.stopwatch.stage("denoise"):
-                noise = self._noise(request, batch, shape)
-                made = self._denoise(request, [owners[index] for index in batch], noise, schedule, work)
+                noise = self._noise(request, batch, latent)
+                made = self._denoise(request, of_batch, noise, schedule, work)
             latents.append(made)
             if request.output == "images":
+                self._wait_for(["vae_decoder"], work, shapes)
                 images += self._decode(made, work)
         return Result(images, np.concatenate(latents), request.seeds, work.timings(), plans)
 
@@ -239,17 +243,15 @@ class Runtime:
         self, request: TextToImage, plans: Sequence[Plan], noise: NDArray[np.float32], schedule: Schedule, work: Work
     ) -> NDArray[np.float32]:
         step = self._engines.get("step")
-        scale = request.guidance_scale
-        weights = [scale, 1 - scale] if request.uses_guidance else [1.0]
+        weights = request.branch_weights
         branches = [plan.branches[: len(weights)] for plan in plans]
-        batch = step_batch(step, noise * np.float32(schedule.init_noise_sigma), branches, weights)
+        batch = step_batch(step.spec, noise * np.float32(schedule.init_noise_sigma), branches, weights)
         return denoise(step, batch, schedule, work.clock, work)
 
     def _decode(self, latents: NDArray[np.float32], work: Work) -> list[Image.Image]:
         """Pictures of a batch, one at a time: the decoder's memory at full resolution is a multiple of the loop's."""
         from mc_runtime.media.images import pixels_to_images
 
-        self._wait_for(["vae_decoder"], work)
         decoder = self._engines.get("vae_decoder")
         images = []
         for one in latents:
@@ -265,14 +267,34 @@ class Runtime:
         patch = self.manifest.latents.patch
         return self._table.schedule(request.steps, tokens=(shape[1] // patch) * (shape[2] // patch))
 
-    def _wait_for(self, components: Sequence[str], work: Work) -> None:
+    def _rows(self, request: TextToImage, encoded: list[list[EncodedPrompt]]) -> int:
+        """Context rows of the longest branch in the first batch."""
+        prompts = -(-self.manifest.max_batch // request.num_images)
+        return max(self._planning.rows(text, request.size) for texts in encoded[:prompts] for text in texts)
+
+    def _engine_shapes(self, request: TextToImage, longest: int, images: int | None = None) -> dict[str, Shapes]:
+        """The engines that follow the plan, with the shapes of a batch of images (the first one, if not said)."""
+        latent = latent_shape(self.manifest, request.size)
+        step = step_shapes(
+            self.manifest.engines["step"],
+            images=images or min(self.manifest.max_batch, len(request.seeds)),
+            branches=len(request.branch_weights),
+            longest=longest,
+            latent=latent,
+            grid=self._planning.grid(request.size),
+        )
+        if request.output == "latents":
+            return {"step": step}
+        count = fixed(self.manifest.engines["vae_decoder"], "latents", 0) or 1
+        return {"step": step, "vae_decoder": {"latents": (count, *latent)}}
+
+    def _wait_for(self, components: Iterable[str], work: Work, shapes: Mapping[str, Shapes] | None = None) -> None:
         """Count what is left of loading these engines as loading, not as the stage that needs them."""
         with work.stopwatch.stage("load"):
             for component in components:
-                self._engines.get(component)
-
-    def _stages(self, request: TextToImage) -> tuple[str, ...]:
-        return ("step", "vae_decoder") if request.output == "images" else ("step",)
+                loaded = self._engines.get(component)
+                if shapes:
+                    loaded.engine.prepare(shapes[component])
 
     @cached_property
     def _planning(self) -> Planning:
@@ -281,3 +303,9 @@ class Runtime:
     @cached_property
     def _table(self) -> SamplerTable:
         return SamplerTable.load(self.bundle.file(self.manifest.sampler.file))
+
+
+def _longest(plans: Sequence[Plan], request: TextToImage) -> int:
+    """Context rows of the longest branch that this request uses."""
+    count = len(request.branch_weights)
+    return max(len(branch.context) for plan in plans for branch in plan.branches[:count])

@@ -82,6 +82,11 @@ class TextToImage:
         """Whether the negative branch has any weight."""
         return self.guidance_scale > 1
 
+    @property
+    def branch_weights(self) -> tuple[float, ...]:
+        """What the prompt's and the negative prompt's predictions are multiplied by before they are added."""
+        return (self.guidance_scale, 1 - self.guidance_scale) if self.uses_guidance else (1.0,)
+
 
 def latent_shape(manifest: Manifest, size: tuple[int, int]) -> tuple[int, int, int]:
     """(C, H, W) of one image's latents for a picture of (height, width) pixels."""

@@ -132,11 +132,35 @@ def test_openvino_computes_in_the_precision_of_the_manifest(bundle: Path) -> Non
 
 def test_openvino_keeps_compiled_engines_where_it_is_told(bundle: Path, tmp_path: Path) -> None:
     backend = create_backend("openvino", Settings(threads=1, cache_dir=tmp_path / "compiled"))
-    load(backend, bundle, "vae_decoder")
+    load(backend, bundle, "vae_decoder").prepare({"latents": LATENTS.shape})
     assert any((tmp_path / "compiled").iterdir())
     again = load(create_backend("openvino", Settings(threads=1, cache_dir=tmp_path / "compiled")), bundle, "vae_decoder")
     pixels = again.run({"latents": backend.to_device(LATENTS)})["pixels"]
     np.testing.assert_allclose(backend.to_host(pixels), decoded(LATENTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_openvino_compiles_for_the_shapes_it_meets(bundle: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mc_runtime.backends.openvino import OpenVinoEngine
+
+    compiled: list[tuple[int, ...]] = []
+    compile_for = OpenVinoEngine._compile
+
+    def counted(self: OpenVinoEngine, shapes: dict[str, tuple[int, ...]]) -> object:
+        compiled.append(shapes["latents"])
+        return compile_for(self, shapes)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", counted)
+    backend = create_backend("openvino", Settings(threads=1))
+    spec = Engine(**{**vars(spec_of(bundle, "vae_decoder")), "options": {"specialise": kept}})
+    engine = backend.load("vae_decoder", (bundle / spec.files[0],), spec)
+    large, small = LATENTS, LATENTS[:1]
+    engine.prepare({"latents": large.shape})
+    for latents in (large, small, small, large, small):
+        pixels = engine.run({"latents": backend.to_device(latents)})["pixels"]
+        np.testing.assert_allclose(backend.to_host(pixels), decoded(latents), atol=1e-6)
+    expected = {0: [], 1: [large, small, large, small], 2: [large, small]}[kept]
+    assert compiled == [latents.shape for latents in expected]
 
 
 def test_onnxruntime_takes_session_options_from_the_manifest(bundle: Path) -> None:

@@ -161,6 +161,38 @@ def test_engines_with_fixed_shapes(tmp_path: Path, target: str) -> None:
             np.testing.assert_allclose(latents, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_engines_are_compiled_once_for_what_the_request_will_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock: bool, scale: float
+) -> None:
+    from mc_runtime.backends.openvino import OpenVinoEngine
+
+    compiled: list[str] = []
+    compile_for = OpenVinoEngine._compile
+
+    def counted(self: OpenVinoEngine, shapes: Any) -> Any:
+        compiled.append(self.name)
+        return compile_for(self, shapes)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", counted)
+    runtime = Runtime.load(write_fake_bundle(tmp_path / "bundle", target="openvino", stock=stock), threads=1)
+    runtime.generate([PROMPT, OTHER], negative_prompt="blue", num_images=2, size=(24, 40), guidance_scale=scale)
+    assert sorted(compiled) == ["step", "vae_decoder"]
+    plan = runtime.plan(PROMPT, "blue", size=(24, 40))
+    runtime.render(plan, num_images=4, guidance_scale=scale)
+    assert sorted(compiled) == ["step", "vae_decoder"]
+
+
+def test_warm_up_loads_everything_for_the_default_size(tmp_path: Path) -> None:
+    runtime = Runtime.load(write_fake_bundle(tmp_path / "bundle", target="openvino"), threads=1)
+    runtime.warm_up()
+    assert sorted(runtime._engines._loading) == ["planner", "step", "vae_decoder"]
+    assert len(runtime._engines.get("step").engine._compiled) == 1  # type: ignore[attr-defined]
+    runtime.generate(PROMPT)
+    assert len(runtime._engines.get("step").engine._compiled) == 1  # type: ignore[attr-defined]
+
+
 def test_own_latents_replace_the_noise(runtime: Runtime) -> None:
     noise = np.stack([initial_noise(seed, (CHANNELS, 4, 4)) for seed in (8, 9)])
     given = runtime.generate(PROMPT, num_images=2, latents=noise, output="latents")
