@@ -131,7 +131,8 @@ class HostBackend(Backend):
 
     def to_device(self, array: Array) -> Buffer:
         """See `Backend.to_device`; only an array that is read-only or not contiguous is copied."""
-        array = np.require(array, requirements=("C", "W"))
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            array = np.array(array, order="C")
         return Buffer(self.wrap(array), array.shape, array.dtype, array)
 
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:

@@ -122,8 +122,8 @@ def fixed(spec: EngineSpec, name: str, axis: int) -> int | None:
 
 def padded(array: Array, axis: int, size: int) -> Array:
     """The array with zeros at the end of an axis up to `size`."""
-    missing = size - array.shape[axis]
-    if missing == 0:
+    if array.shape[axis] == size:
         return array
-    widths = [(0, missing if dimension == axis else 0) for dimension in range(array.ndim)]
-    return np.pad(array, widths)
+    result = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
+    result[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
+    return result
