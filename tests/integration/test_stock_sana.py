@@ -1,0 +1,79 @@
+"""A bundle of a stock `SanaPipeline` draws what diffusers' pipeline draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline
+
+from mc_export.build import BuildOptions, build_bundle
+from mc_runtime import Runtime
+from tests.factories import tiny_stock_sana
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+STEPS = 6
+SCHEDULERS = {
+    "flow_euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    # As published SANA checkpoints have it.
+    "flow_dpm_solver": lambda: DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(SCHEDULERS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Runtime]]:
+    """The pipeline and the runtime of one checkpoint."""
+    folder: Path = tmp_path_factory.mktemp("stock")
+    checkpoint = tiny_stock_sana(folder / "checkpoint", seed=3, scheduler=SCHEDULERS[request.param]())
+    report = build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, max_batch=2))
+    pipeline = SanaPipeline.from_pretrained(str(checkpoint))
+    pipeline.set_progress_bar_config(disable=True)
+    yield pipeline, Runtime.load(report.path, threads=1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+@pytest.mark.parametrize("prompts", [["A red circle left of a blue square"], ["a photo of a cat ", "two green triangles"]])
+@pytest.mark.parametrize(
+    ("scale", "negative"), [(1.0, ""), (4.5, ""), (4.5, "blurry, a Yellow square")], ids=["unguided", "guided", "negative"]
+)
+def test_final_latents_equal_the_pipelines(
+    pair: tuple[Any, Runtime], size: tuple[int, int], prompts: list[str], scale: float, negative: str
+) -> None:
+    pipeline, runtime = pair
+    height, width = size
+    noise = np.random.default_rng(5).standard_normal((len(prompts), 4, height // 4, width // 4)).astype(np.float32)
+    expected = pipeline(
+        prompts,
+        negative_prompt=negative,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=scale,
+        latents=torch.from_numpy(noise),
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images.numpy()
+    result = runtime.generate(
+        prompts, negative_prompt=negative, size=size, steps=STEPS, guidance_scale=scale, latents=noise, output="latents"
+    )
+    error = np.abs(result.latents - expected)
+    spread = expected.max() - expected.min()
+    assert error.max() <= 1e-3 * spread, f"max {error.max():.2e}, mean {error.mean():.2e}, range {spread:.2f}"
+
+
+def test_pictures_equal_the_pipelines(pair: tuple[Any, Runtime]) -> None:
+    pipeline, runtime = pair
+    noise = np.random.default_rng(6).standard_normal((2, 4, 8, 8)).astype(np.float32)
+    arguments = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "use_resolution_binning": False}
+    expected = pipeline("a cat", num_images_per_prompt=2, latents=torch.from_numpy(noise), height=32, width=32, **arguments)
+    result = runtime.generate("a cat", num_images=2, latents=noise, steps=STEPS, guidance_scale=3.0, size=(32, 32))
+    for ours, theirs in zip(result.images, expected.images, strict=True):
+        difference = np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16))
+        assert difference.max() <= 1, "a value may round to the next of 256 steps"
