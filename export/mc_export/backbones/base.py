@@ -57,12 +57,15 @@ class Backbone(ABC):
         """Output pixels per latent cell along h and w, from the autoencoder's ``config.json``."""
 
     @abstractmethod
-    def tokens_to_grid(self, tokens: Tensor, patch_input: Tensor, config: Any) -> Tensor:
-        """The patch embedding's output as a grid ``[B, T, H, W, D]``; ``patch_input`` is what was embedded."""
+    def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:
+        """The tokens of the noisy target as a grid ``[B, T, H, W, D]``, out of all that the patch embedding put out.
+
+        ``sample`` is the noisy target itself: its sizes give the grid. Reference images and frames are left out.
+        """
 
     @abstractmethod
-    def grid_to_tokens(self, grid: Tensor) -> Tensor:
-        """The inverse of :meth:`tokens_to_grid`."""
+    def add_to_target(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        """``tokens`` with ``residual`` ``[B, T, H, W, D]`` added to those that :meth:`target_grid` took."""
 
     @abstractmethod
     def arguments(

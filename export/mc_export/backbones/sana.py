@@ -46,12 +46,12 @@ class Sana(Backbone):
         stages: int = len(vae_config["encoder_block_out_channels"])
         return 2 ** (stages - 1)
 
-    def tokens_to_grid(self, tokens: Tensor, patch_input: Tensor, config: Any) -> Tensor:
-        height, width = (extent // config.patch_size for extent in patch_input.shape[-2:])
+    def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:
+        height, width = (extent // config.patch_size for extent in sample.shape[-2:])
         return tokens.unflatten(1, (1, height, width))
 
-    def grid_to_tokens(self, grid: Tensor) -> Tensor:
-        return grid.flatten(1, 3)
+    def add_to_target(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        return tokens + residual.flatten(1, 3)
 
     def arguments(
         self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Any

@@ -1,6 +1,6 @@
 """Adds the canvas after a backbone's patch embedding without copying the backbone's forward.
 
-A forward hook, registered once, reads the plan and the timestep from two non-persistent buffers that
+A forward hook, registered once, reads the plan, the timestep and the sample from non-persistent buffers that
 ``torch.func.functional_call`` fills for one call. State-dict keys stay those of the published model, and it passes
 ``torch.export`` and ``torch.compile(fullgraph=True)``; a hook registered inside forward, or a context variable, does not.
 """
@@ -17,6 +17,7 @@ from mc_export.model.canvas_connector import CanvasConnector
 
 CANVAS_BUFFER = "metacanvas_canvas"
 TIMESTEP_BUFFER = "metacanvas_timestep"
+SAMPLE_BUFFER = "metacanvas_sample"
 
 
 class CanvasBackbone(nn.Module):
@@ -35,18 +36,18 @@ class CanvasBackbone(nn.Module):
         self.connector = connector
         if connector is not None:
             patch_embedding = model.get_submodule(backbone.patch_embedding)
-            for name in (CANVAS_BUFFER, TIMESTEP_BUFFER):
+            for name in (CANVAS_BUFFER, TIMESTEP_BUFFER, SAMPLE_BUFFER):
                 patch_embedding.register_buffer(name, None, persistent=False)
             patch_embedding.register_forward_hook(self._inject)
 
-    def _inject(self, patch_embedding: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+    def _inject(self, patch_embedding: nn.Module, _inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
         canvas = getattr(patch_embedding, CANVAS_BUFFER)
         if canvas is None:
             return tokens
         assert self.connector is not None
-        grid = self.backbone.tokens_to_grid(tokens, inputs[0], self.model.config)
+        grid = self.backbone.target_grid(tokens, getattr(patch_embedding, SAMPLE_BUFFER), self.model.config)
         residual = self.connector.residual(grid, canvas, getattr(patch_embedding, TIMESTEP_BUFFER))
-        return tokens + self.backbone.grid_to_tokens(residual)
+        return self.backbone.add_to_target(tokens, residual)
 
     def forward(
         self,
@@ -76,10 +77,8 @@ class CanvasBackbone(nn.Module):
         else:
             if self.connector is None:
                 raise ValueError("a canvas was given, but this checkpoint has no canvas connector")
-            buffers = {
-                f"{self.backbone.patch_embedding}.{CANVAS_BUFFER}": canvas,
-                f"{self.backbone.patch_embedding}.{TIMESTEP_BUFFER}": timestep,
-            }
+            given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: timestep, SAMPLE_BUFFER: sample}
+            buffers = {f"{self.backbone.patch_embedding}.{name}": tensor for name, tensor in given.items()}
             arguments["return_dict"] = False
             output = torch.func.functional_call(self.model, buffers, args=(), kwargs=arguments)[0]
         return self.backbone.prediction(output, sample)
