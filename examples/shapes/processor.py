@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -60,10 +59,6 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def save_processor(tokenizer: Qwen2Tokenizer, folder: Path) -> None:
-    """Writes tokenizer, chat template and image processor to `folder`.
-
-    The parts are saved one by one: the combined class also wants a video processor, which needs torchvision.
-    """
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=64 * 28 * 28).save_pretrained(folder)
+def build_image_processor() -> Qwen2VLImageProcessorPil:
+    """Qwen2.5-VL's, for small pictures."""
+    return Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=64 * 28 * 28)

@@ -1,6 +1,6 @@
 """Trains the demo checkpoint from nothing, on a CPU: autoencoder, planner, then connectors and backbone.
 
-python -m examples.shapes.train --work /tmp/shapes --out checkpoint
+python -m examples.shapes.train
 Stopped at any time, the same command goes on from the last saved state in the work folder.
 """
 
@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
 from examples.shapes import data
 from examples.shapes.evaluate import GUIDANCE, STEPS, accuracy, evaluate
 from examples.shapes.models import CONFIG, build_backbone, build_canvas, build_planner, build_scheduler
-from examples.shapes.processor import save_processor, train_tokenizer
+from examples.shapes.processor import build_image_processor, train_tokenizer
 from examples.shapes.train_autoencoder import train_autoencoder
 from examples.shapes.train_painter import Painter, train_painter
 from examples.shapes.train_planner import train_planner
@@ -40,11 +40,15 @@ def save(
     autoencoder: AutoencoderDC,
 ) -> None:
     """Writes the checkpoint."""
-    components = {"transformer": backbone, "vae": autoencoder, "scheduler": build_scheduler()}
     save_checkpoint(
-        folder, CONFIG, planner=qwen, processor=tokenizer, canvas=canvas, components=components, pipeline_class="SanaPipeline"
+        folder,
+        CONFIG,
+        planner=qwen,
+        processors=[tokenizer, build_image_processor()],
+        canvas=canvas,
+        components={"transformer": backbone, "vae": autoencoder, "scheduler": build_scheduler()},
+        pipeline_class="SanaPipeline",
     )
-    save_processor(tokenizer, folder / "processor")
 
 
 def measure(folder: Path, canvas: bool = True) -> str:
@@ -55,19 +59,27 @@ def measure(folder: Path, canvas: bool = True) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Training states and the log.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("out/shapes"),
+    show_default=True,
+    help="Training states and the log.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/shapes/checkpoint"), show_default=True, help="The checkpoint."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--autoencoder-steps", default=1500, show_default=True)
 @click.option("--planner-steps", default=600, show_default=True)
-@click.option("--painter-steps", default=3000, show_default=True)
+@click.option("--painter-steps", default=1600, show_default=True)
 def main(
     work: Path, out: Path, seed: int, threads: int, autoencoder_steps: int, planner_steps: int, painter_steps: int
 ) -> None:
     """Trains all stages and writes the checkpoint."""
     work.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     torch.set_num_threads(threads)
 

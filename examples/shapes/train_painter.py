@@ -36,10 +36,12 @@ class Painter(nn.Module):
     def __init__(self, backbone: SanaTransformer2DModel, canvas: CanvasModel) -> None:
         super().__init__()
         self.backbone = CanvasBackbone(Sana(), backbone, canvas.canvas_connector)
+        assert canvas.context_connector is not None
         self.context_connector = canvas.context_connector
 
     def prepare(self, states: PlannerStates) -> tuple[Tensor, Tensor]:
         """The request-only half: (context, canvas)."""
+        assert self.backbone.connector is not None
         return self.context_connector(states.context), self.backbone.connector.draw(states.canvas)
 
     def forward(self, sample: Tensor, time: Tensor, context: Tensor, mask: Tensor, canvas: Tensor | None) -> Tensor:
