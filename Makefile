@@ -33,12 +33,11 @@ lint: $(BIN)/.ready-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(BIN)/.ready-dev  ## time the demo's bundle against the torch reference, interleaved
-	@mkdir -p $(OUT)
-	$(BIN)/mc-runtime bench demo --against eager --json $(OUT)/bench.json $(ARGS)
+bench: $(BIN)/.ready-dev  ## all benchmarks, against the torch reference (ARGS=--quick for a minute's proof that they run)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
-train: $(BIN)/.ready-dev  ## train the demo checkpoint again, from scratch (about two hours on two cores)
-	$(BIN)/python examples/shapes/train.py $(ARGS)
+train: $(BIN)/.ready-dev  ## train the demo checkpoint again, from scratch, into out/shapes/checkpoint
+	$(BIN)/python -m examples.shapes.train $(ARGS)
 
 setup: $(BIN)/.ready-dev  ## only the environment
 

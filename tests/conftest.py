@@ -15,8 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Engines built by tests go into a cache of this run, so that an earlier run's never makes a test pass."""
-    cache = tmp_path_factory.mktemp("cache")
+    """Engines built by tests go into a cache of this run, so that an earlier run's never makes a test pass.
+
+    The workers of a parallel run share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MC_RUNTIME_CACHE", str(cache))
         yield cache

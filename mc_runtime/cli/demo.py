@@ -64,11 +64,10 @@ def _complete(bundle: Path) -> bool:
 def _fingerprint(checkpoint: Path) -> str:
     """Name of the demo's bundle: a hash of the checkpoint and of the code that builds it."""
     digest = hashlib.sha256(mc_runtime.__version__.encode())
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    files += [path for folder in _BUILDERS for path in folder.rglob("*.py")]
-    for path in sorted(files):
-        digest.update(f"\0{path.relative_to(_CHECKOUT).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for root, pattern in ((checkpoint, "*"), *((folder, "*.py") for folder in _BUILDERS)):
+        for path in sorted(path for path in root.rglob(pattern) if path.is_file()):
+            digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:20]
 
 
