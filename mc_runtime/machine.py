@@ -10,7 +10,6 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +102,8 @@ def usable_cores() -> int:
 
 def installed_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """Versions of those of `names` that are installed, read from their metadata without importing them."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for name in names:
         try:

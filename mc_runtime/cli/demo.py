@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mc_runtime
 from mc_runtime import errors
 from mc_runtime.cache import cache_root
 from mc_runtime.cli.output import Progress, progress_bar
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 DEMO = "demo"
 _CHECKOUT = Path(mc_runtime.__file__).resolve().parents[1]
@@ -88,6 +90,8 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 def _build_in_child(checkpoint: Path, bundle: Path, progress: Progress) -> None:
     """Build in a fresh interpreter, pass its progress on, and raise here what it raised there."""
+    import multiprocessing
+
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, checkpoint, bundle), name="mc-runtime build demo")
