@@ -1,0 +1,125 @@
+"""The benchmark scripts run at a tiny size, and the numbers they check are checked. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import checkpoints, end_to_end, models, process, real, report, startup
+from benchmarks.contestants import Drawn
+from mc_export.reference.prompts import chat_text
+from tests.factories import tiny_metacanvas_checkpoint
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def end_to_end_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path, Path]:
+    """A whole run over the tiny checkpoint with two bundles; the folders of its work and of its report."""
+    work, results = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("results")
+    arguments = ["--size=tiny", "--quick", "--threads=1", f"--work={work}", f"--results={results}"]
+    return end_to_end.main(arguments), work, results
+
+
+@pytest.mark.slow
+def test_end_to_end_checks_every_picture_before_it_times(end_to_end_report) -> None:
+    found, _, results = end_to_end_report
+    contestants = found["contestants"]
+    assert set(contestants) == {"torch eager fp32", "onnxruntime fp32", "openvino bf16"}
+    assert found["left_out"] == {}
+    assert contestants["onnxruntime fp32"]["check"]["latents_relative_l2"] < 1e-4
+    assert 1e-4 < contestants["openvino bf16"]["check"]["latents_relative_l2"] < 0.1
+    for name, entry in contestants.items():
+        assert {"plan", "denoise", "decode", "total"} <= set(entry["seconds"]), name
+        assert entry["ratio"] > 0
+    assert 0 < contestants["onnxruntime fp32"]["host_share"] < 1
+    assert json.loads((results / "tiny-quick.json").read_text())["contestants"].keys() == contestants.keys()
+    assert found["machine"]["cores"] >= 1
+    assert "onnxruntime" in found["versions"]
+
+
+@pytest.mark.slow
+def test_startup_compares_two_processes_that_draw_the_same_picture(end_to_end_report, tmp_path: Path) -> None:
+    _, work, _ = end_to_end_report
+    bundle = next((work / "bundles").glob("*-onnxruntime-fp32"))
+    checkpoint = next(work.glob("*/tiny-metacanvas"))
+    found = startup.main([f"--bundle={bundle}", f"--checkpoint={checkpoint}", "--rounds=1", f"--results={tmp_path}"])
+    assert found["picture_mean_error"] < 1
+    for entry in found["contestants"].values():
+        assert entry["peak_bytes"] > 1 << 20
+    assert (tmp_path / "startup.json").is_file()
+
+
+@pytest.mark.slow
+def test_real_counts_its_steps(end_to_end_report) -> None:
+    _, work, _ = end_to_end_report
+    bundle = next((work / "bundles").glob("*-onnxruntime-fp32"))
+    checkpoint = next(work.glob("*/tiny-metacanvas"))
+    for what, path in (("bundle", bundle), ("torch eager fp32", checkpoint)):
+        found = real.run_child(what, path, steps=3, threads=1)
+        assert len(found["steps"]) == 3
+        assert min(found["plan"], found["decode"], found["load"]) > 0
+
+
+def test_a_process_that_fails_says_why_and_one_that_takes_too_much_is_ended() -> None:
+    with pytest.raises(RuntimeError, match="ended with 3: so it is"):
+        process.run(["bash", "-c", "echo so it is; exit 3"])
+    with pytest.raises(process.MemoryRanOutError, match="GiB resident"):
+        process.run(["sleep", "60"], keep_free=1 << 60)
+
+
+def test_the_mid_prompt_fills_the_planner_to_320_rows() -> None:
+    prompt = checkpoints.long_prompt(models.MID)
+    tokenizer, _ = models.planner_processors()
+    tokens = tokenizer(chat_text(tokenizer, models.canvas_config(models.MID), prompt)).input_ids
+    assert len(tokens) + models.MID.canvas_cells**2 == 320
+
+
+def test_the_real_size_is_sana_1_6b() -> None:
+    assert (models.REAL.backbone.width, models.REAL.pixels, models.REAL.autoencoder.pixels_per_cell) == (2240, 1024, 32)
+
+
+def test_random_checkpoints_are_made_once(tmp_path: Path) -> None:
+    made = []
+
+    def write(folder: Path) -> dict[str, int]:
+        made.append(tiny_metacanvas_checkpoint(folder))
+        return {"all": 1}
+
+    folder = checkpoints._made(tmp_path / "tiny", write)
+    assert checkpoints._made(folder, write) == folder
+    assert len(made) == 1
+
+
+def test_differences_are_measured_and_broken_latents_are_refused() -> None:
+    reference = Drawn(np.full((1, 2, 3, 3), 2.0, np.float32), np.full((6, 6, 3), 100, np.uint8))
+    other = Drawn(reference.latents + np.float32(0.5), np.full((6, 6, 3), 97, np.uint8))
+    found = end_to_end.difference(other, reference)
+    assert found == pytest.approx(
+        {"latents_relative_l2": 0.25, "latents_max_abs": 0.5, "picture_mean_error": 3, "picture_max_error": 3}
+    )
+    with pytest.raises(ValueError, match="cannot be compared"):
+        end_to_end.difference(Drawn(reference.latents * np.nan, reference.pixels), reference)
+
+
+def test_bars_take_the_best_openvino_bundle_whose_picture_passes() -> None:
+    def entry(ratio: float, error: float) -> dict:
+        return {"ratio": ratio, "check": {"picture_mean_error": error}, "host_share": 0.01}
+
+    contestants = {
+        "onnxruntime fp32": entry(1.0, 0.1),
+        "openvino int8": entry(6.0, end_to_end.PICTURE_GATE + 1),
+        "openvino bf16": entry(4.5, 1.0),
+    }
+    bars = {bar["what"]: bar for bar in end_to_end.bars({"checkpoint": "mid", "contestants": contestants})}
+    assert not bars["onnxruntime fp32 against torch eager fp32"]["met"]
+    assert bars["openvino bf16 (best openvino) against torch eager fp32"]["met"]
+    assert not any("openvino int8 (best" in what for what in bars)
+
+
+def test_a_bar_is_met_from_its_limit_on() -> None:
+    assert report.bar("x", 4.0, at_least=4.0)["met"]
+    assert not report.bar("x", 0.26, at_most=0.25)["met"]
