@@ -18,7 +18,7 @@ from mc_runtime.runtime.plan import Branch
 _CONTEXT_ROWS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepBatch:
     """What one run of the step engine works on: B images, G guidance branches.
 

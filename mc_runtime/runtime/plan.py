@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branch:
     """What one guidance branch tells the step engine.
 
@@ -37,7 +37,7 @@ class Branch:
         return self.context.nbytes + self.context_mask.nbytes + (0 if self.canvas is None else self.canvas.nbytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One prompt, planned for one picture size; render it with as many seeds as wanted.
 

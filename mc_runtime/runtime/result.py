@@ -34,7 +34,7 @@ class Step:
     latents: Callable[[], NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The pictures of a request, prompt after prompt.
 

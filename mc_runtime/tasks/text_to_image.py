@@ -19,7 +19,7 @@ MAX_IMAGES = 1024
 _OUTPUTS = ("images", "latents")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextToImage:
     """A request that this bundle can serve.
 

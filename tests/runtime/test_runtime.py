@@ -216,6 +216,7 @@ def test_plans_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runtime.generate(PROMPT, output="latents")
     assert runs == ["planner"] * 2
     again = runtime.plan(PROMPT)
+    assert again != first  # plans compare by identity, not by their arrays
     assert again.branches[0].canvas is first.branches[0].canvas
     runtime.plan(PROMPT, size=(64, 64))  # another grid
     assert runs == ["planner"] * 4
