@@ -67,7 +67,8 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     """The sizes a bundle of this checkpoint serves.
 
     Raises:
-        RequestError: a size asked for is not a multiple of the latent grid; the message says the nearest that is.
+        RequestError: a size asked for is too small, too large or no multiple of the latent grid; the message says the nearest
+            that is served.
     """
     config = checkpoint.model_config
     scale = checkpoint.pixels_per_latent
@@ -75,12 +76,13 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     multiple = scale * patch
     rows, columns = checkpoint.backbone.default_latent_size(config)
     native = (rows * scale, columns * scale)
-    smallest = _SMALLEST * multiple
+    smallest, largest = _SMALLEST * multiple, max(_LARGEST * max(native), _LEAST_LARGEST * multiple)
     for height, width in options.sizes:
-        if height % multiple or width % multiple or min(height, width) < smallest:
-            nearest = "x".join(str(max(smallest, round(side / multiple) * multiple)) for side in (height, width))
+        if height % multiple or width % multiple or not smallest <= min(height, width) <= max(height, width) <= largest:
+            served_sides = (min(max(smallest, round(side / multiple) * multiple), largest) for side in (height, width))
             raise RequestError(
-                f"size {height}x{width}: sides must be multiples of {multiple} from {smallest} on; the nearest is {nearest}"
+                f"size {height}x{width}: sides must be multiples of {multiple} from {smallest} to {largest}; "
+                f"the nearest is {'x'.join(map(str, served_sides))}"
             )
     served = tuple(dict.fromkeys(options.sizes)) or None
     return Sizes(
@@ -88,7 +90,7 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
         served=served,
         multiple=multiple,
         min=smallest,
-        max=max(map(max, served)) if served else max(_LARGEST * max(native), _LEAST_LARGEST * multiple),
+        max=max(map(max, served)) if served else largest,
     )
 
 
