@@ -27,7 +27,7 @@ SHEET_COLUMNS = 6
 SHEET_SCALE = 2
 SHEET_LINE = 14
 STEPS = 20
-GUIDANCE = 3.0
+GUIDANCE = 4.5
 
 Generate = Callable[..., Any]
 """`generate(prompts, seed=...)`, whose result has `images`: `mc_runtime.Runtime.generate` or the reference pipeline's."""
