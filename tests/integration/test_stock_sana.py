@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ SCHEDULERS = {
 
 
 @pytest.fixture(scope="module", params=list(SCHEDULERS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Runtime]]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Runtime]:
     """The pipeline and the runtime of one checkpoint."""
     folder: Path = tmp_path_factory.mktemp("stock")
     checkpoint = tiny_stock_sana(folder / "checkpoint", seed=3, scheduler=SCHEDULERS[request.param]())
     report = build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, max_batch=2))
     pipeline = SanaPipeline.from_pretrained(str(checkpoint))
     pipeline.set_progress_bar_config(disable=True)
-    yield pipeline, Runtime.load(report.path, threads=1)
+    return pipeline, Runtime.load(report.path, threads=1)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])

@@ -6,6 +6,7 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import mc_runtime
@@ -17,6 +18,7 @@ from mc_export.build.parts import Part, facts_of, limits_of, parts_of, sizes_of
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.lower import Calibration
+from mc_export.lower.onnx import OPSET
 from mc_runtime.bundle.atomic import staged_directory
 from mc_runtime.bundle.machine import machine_for
 from mc_runtime.bundle.manifest import (
@@ -139,6 +141,7 @@ def _place_engine(
     """Copies one engine into the bundle, building it first if the cache has none."""
     start = time.monotonic()
     choice = options.choice(part.component)
+    graph_key = "" if options.force else content_key({**facts, "graph": OPSET})
     facts = {**facts, "target": choice.target, "precision": choice.precision}
     if choice.is_quantized:
         facts["calibrated_on"] = checkpoint.sha256
@@ -153,7 +156,7 @@ def _place_engine(
     entry = None if options.force else lookup(key)
     state = State.CACHED if entry else State.BUILT
     entry = entry or build_entry(
-        key, lambda directory: make_engine(part, choice, directory, lambda now: log.enter(part.component, now), calibrate)
+        key, lambda directory: make_engine(part, choice, directory, partial(log.enter, part.component), calibrate, graph_key)
     )
     copy_files(entry, stage / ENGINES)
     log.enter(part.component, state)

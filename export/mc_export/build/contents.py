@@ -79,8 +79,9 @@ def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], forc
 
         write_manifest(folder, manifest)
         branch = Runtime.load(folder, verify=False).plan("", "", manifest.sizes.default).branches[-1]
-        arrays = {"context": branch.context, "context_mask": branch.context_mask, "canvas": branch.canvas}
-        save_arrays(stage / EMPTY_PLAN_FILE, {name: array for name, array in arrays.items() if array is not None})
+        canvas = {} if branch.canvas is None else {"canvas": branch.canvas}
+        arrays = {"context": branch.context, "context_mask": branch.context_mask, **canvas}
+        save_arrays(stage / EMPTY_PLAN_FILE, arrays)
         return {}
 
     entry = None if force else lookup(key)

@@ -10,15 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mc_export.build.cache import build_entry, lookup
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.progress import State
 from mc_export.build.verify import verify_engine
 from mc_export.lower import Calibration, lower
-from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD, onnx_from_program
+from mc_export.lower.onnx import OnnxFile, onnx_from_program
+from mc_export.program.base import Program
 from mc_export.program.export import export_program
 from mc_runtime.bundle.decode import decode, encode
-from mc_runtime.bundle.manifest import Engine, Precision
+from mc_runtime.bundle.manifest import Engine
+
+# Graphs up to this many bytes of weights are kept too, so that another target or precision needs no new export.
+_KEPT_GRAPH_BYTES = 1 << 29
 
 
 def make_engine(
@@ -27,8 +32,7 @@ def make_engine(
     directory: Path,
     enter: Callable[[State], None],
     calibrate: Callable[[str], Calibration],
-    *,
-    external_data_threshold: int = EXTERNAL_DATA_THRESHOLD,
+    graph_key: str,
 ) -> dict[str, Any]:
     """Builds and verifies one engine into `directory`.
 
@@ -38,7 +42,7 @@ def make_engine(
         directory: where its files go.
         enter: told of every state.
         calibrate: gives a component's calibration inputs; asked only where the precision is quantized.
-        external_data_threshold: bytes of weights from which an ONNX graph keeps them in a file of their own.
+        graph_key: content key of its ONNX graph; empty to export it anew whatever the cache has.
 
     Returns:
         The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took.
@@ -49,18 +53,10 @@ def make_engine(
     start = time.monotonic()
     enter(State.LOADING)
     program = part.make()
-    enter(State.EXPORTING)
-    exported = export_program(program)
-    enter(State.LOWERING)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
-        onnx = onnx_from_program(
-            exported, program.inputs, program.outputs, Path(scratch) / f"{part.component}.onnx",
-            external_data_threshold=external_data_threshold,
-        )  # fmt: skip
-        del exported
-        gc.collect()
+        onnx = _graph(program, Path(scratch), enter, graph_key)
         calibration: Calibration = []
-        if choice.precision is Precision.INT8:
+        if choice.is_quantized:
             enter(State.CALIBRATING)
             calibration = calibrate(part.component)
             enter(State.QUANTIZING)
@@ -77,6 +73,25 @@ def make_engine(
     shapes = [program.example_extents, *program.check_extents()]
     spec = replace(spec, error=verify_engine(program, spec, files, shapes))
     return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
+
+
+def _graph(program: Program, scratch: Path, enter: Callable[[State], None], key: str) -> OnnxFile:
+    """The program's ONNX graph: from the cache, or exported into it, or, where it is large, into `scratch`."""
+    name = f"{program.component}.onnx"
+
+    def export(directory: Path) -> dict[str, Any]:
+        enter(State.EXPORTING)
+        exported = export_program(program)
+        enter(State.LOWERING)
+        onnx_from_program(exported, program.inputs, program.outputs, directory / name)
+        return {}
+
+    if not key or sum(weight.nbytes for weight in program.parameters()) > _KEPT_GRAPH_BYTES:
+        export(scratch)
+        gc.collect()  # the export holds the weights in a cycle
+        return OnnxFile.at(scratch / name)
+    entry = lookup(key) or build_entry(key, export)
+    return OnnxFile.at(entry.directory / name)
 
 
 def engine_of_notes(notes: Mapping[str, Any], folder: str) -> Engine:

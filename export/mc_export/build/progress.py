@@ -82,23 +82,17 @@ class ProgressLog:
         self._current: tuple[str, State] | None = None
 
     def enter(self, component: str, state: State) -> None:
-        """A component enters a state; the one before it is done."""
-        self._finish_current()
-        if state in (State.CACHED, State.BUILT):
-            rest = sum(self._todo.pop(component, {}).values())
-            if state is State.CACHED:
-                self._saved += rest
-            else:
-                self._done += rest
-        else:
-            self._current = (component, state)
-        self._tell(component, state)
-
-    def _finish_current(self) -> None:
+        """A component enters a state: the one before it is done, and those between them were not needed."""
         if self._current is not None:
-            component, state = self._current
-            self._done += self._todo.get(component, {}).pop(state, 0.0)
-            self._current = None
+            previous, before = self._current
+            self._done += self._todo.get(previous, {}).pop(before, 0.0)
+        self._current = (component, state)
+        shares = self._todo.get(component, {})
+        for skipped in [each for each in shares if state not in shares or each is not state]:
+            if state in shares and list(shares).index(skipped) > list(shares).index(state):
+                break
+            self._saved += shares.pop(skipped)
+        self._tell(component, state)
 
     def _tell(self, component: str, state: State) -> None:
         if self._callback is None:

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,20 @@ _INLINE_BYTES = 1024
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A written graph: the file to load, all its files, and how often each operator occurs in it."""
+    """A written graph: the file to load, and all its files."""
 
     path: Path
     files: tuple[Path, ...]
-    operators: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def at(cls, path: Path) -> OnnxFile:
+        """The graph written at `path` before, with the weights beside it if it has them there."""
+        data = _data_file(path)
+        return cls(path, (path, data) if data.exists() else (path,))
+
+    def operators(self) -> Counter[str]:
+        """How often each operator occurs in it."""
+        return Counter(node.op_type for node in onnx.load(self.path, load_external_data=False).graph.node)
 
 
 def onnx_from_program(
@@ -72,14 +81,16 @@ def onnx_from_program(
     _polish(model)
     _name_dimensions(model, inputs, outputs)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    data = path.with_name(path.name + ".data")
     if weights >= external_data_threshold:
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE_BYTES)
+        ir.save(model, path, external_data=_data_file(path).name, size_threshold_bytes=_INLINE_BYTES)
     else:
         ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=weights < EXTERNAL_DATA_THRESHOLD)
-    operators = Counter(node.op_type for node in model.graph.all_nodes())
-    return OnnxFile(path, (path, data) if data.exists() else (path,), operators)
+    return OnnxFile.at(path)
+
+
+def _data_file(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
 
 
 def _polish(model: ir.Model) -> None:

@@ -23,4 +23,13 @@ def engine_files(
 
         options: dict[str, Any] = quantize_onnxruntime(onnx.path, directory / onnx.path.name, calibration, component)
         return sorted(directory.glob(f"{component}.onnx*")), options
-    return [Path(shutil.move(file, directory / file.name)) for file in onnx.files], {}
+    return [_same_file(file, directory / file.name) for file in onnx.files], {}
+
+
+def _same_file(source: Path, target: Path) -> Path:
+    """`source` under another name, without a copy where the file system allows it; neither is ever written to again."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target

@@ -59,12 +59,17 @@ def keep_phases_in_float32(tree: ET.ElementTree[Any]) -> int:
     pending = [name for name, layer in layers.items() if layer.get("type") in _PHASE_OPERATORS]
     while pending:
         name = pending.pop()
-        if name in marked or layers[name].get("type") in _SOURCES:
+        if name in marked or layers[name].get("type") in _SOURCES or not _is_float(layers[name]):
             continue
         marked.add(name)
         pending += producers.get(name, [])
     _mark(layers[name] for name in marked)
     return len(marked)
+
+
+def _is_float(layer: ET.Element) -> bool:
+    """Whether an operator gives floats; integers are never converted, and their passes break on the mark."""
+    return any(port.get("precision") == "FP32" for port in layer.iterfind("./output/port"))
 
 
 def _mark(layers: Iterable[ET.Element]) -> None:
