@@ -35,7 +35,8 @@ def measure(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = _installed(Path(folder), SETS[name])
-        report.console.print(f"{name:<36}{found[name]['bytes'] / 2**20:8.0f} MiB, {found[name]['packages']} packages", markup=False)
+        line = f"{name:<36}{found[name]['bytes'] / 2**20:8.0f} MiB, {found[name]['packages']} packages"
+        report.console.print(line, markup=False)
     result: dict[str, Any] = {"benchmark": "install_size", **card, "sets": found}
     reference = list(SETS)[-1]
     if reference in found:
