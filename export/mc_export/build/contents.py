@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from mc_export.build.cache import build_entry, content_key, copy_files, lookup
 from mc_export.build.options import BuildOptions
 from mc_export.checkpoint.load import Checkpoint
@@ -79,8 +81,9 @@ def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], forc
 
         write_manifest(folder, manifest)
         branch = Runtime.load(folder, verify=False).plan("", "", manifest.sizes.default).branches[-1]
-        canvas = {} if branch.canvas is None else {"canvas": branch.canvas}
-        arrays = {"context": branch.context, "context_mask": branch.context_mask, **canvas}
+        arrays: dict[str, NDArray[Any]] = {"context": branch.context, "context_mask": branch.context_mask}
+        if branch.canvas is not None:
+            arrays["canvas"] = branch.canvas
         save_arrays(stage / EMPTY_PLAN_FILE, arrays)
         return {}
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mc_export.build.cache import build_entry, lookup
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
@@ -24,6 +26,8 @@ from mc_runtime.bundle.manifest import Engine
 
 # Graphs up to this many bytes of weights are kept too, so that another target or precision needs no new export.
 _KEPT_GRAPH_BYTES = 1 << 29
+# Real requests a quantized engine is verified on.
+_VERIFIED_FEEDS = 4
 
 
 def make_engine(
@@ -71,8 +75,19 @@ def make_engine(
     )
     enter(State.VERIFYING)
     shapes = [program.example_extents, *program.check_extents()]
-    spec = replace(spec, error=verify_engine(program, spec, files, shapes))
+    examples = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
+    if choice.is_quantized:
+        held_out = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in _held_out(calibration)]
+        error = verify_engine(program, spec, files, held_out, also_finite=examples)
+    else:
+        error = verify_engine(program, spec, files, examples)
+    spec = replace(spec, error=error)
     return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
+
+
+def _held_out(calibration: Calibration) -> Calibration:
+    """A few inputs from the whole length of what was recorded."""
+    return calibration[:: max(1, len(calibration) // _VERIFIED_FEEDS)]
 
 
 def _graph(program: Program, scratch: Path, enter: Callable[[State], None], key: str) -> OnnxFile:

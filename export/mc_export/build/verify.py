@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mc_export.program.base import Extents, Program
+from mc_export.program.base import Program
 from mc_runtime.backends.base import Settings
 from mc_runtime.backends.registry import create_backend
 from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
@@ -23,38 +23,48 @@ _RMS_FLOOR = 1e-3
 
 
 def verify_engine(
-    program: Program, spec: Engine, files: Sequence[Path], shapes: Iterable[Extents], tolerance: float | None = None
+    program: Program,
+    spec: Engine,
+    files: Sequence[Path],
+    feeds: Iterable[Mapping[str, Tensor]],
+    *,
+    also_finite: Iterable[Mapping[str, Tensor]] = (),
+    tolerance: float | None = None,
 ) -> MeasuredError:
-    """Runs engine and module on the same inputs at each of `shapes`.
+    """Runs engine and module on the same inputs.
 
     Args:
         program: the torch module.
         spec: the engine as the manifest will have it.
         files: its files, the one to load first.
-        shapes: sizes of the dynamic dimensions.
+        feeds: inputs, of several shapes.
+        also_finite: inputs, of further shapes, at which the results need only be finite and of the right shapes: random ones
+            say nothing of an engine that was calibrated on real ones.
         tolerance: largest relative L2 error of any output; the precision's own by default.
 
     Returns:
-        The largest errors over all shapes and outputs.
+        The largest errors over all feeds and outputs.
 
     Raises:
         EngineError: an output has another shape, is not finite, or its error exceeds the tolerance; the message says the mend.
     """
     limit = TOLERANCE[spec.precision] if tolerance is None else tolerance
-    engine = create_backend(spec.target, Settings())
-    loaded = engine.load(program.component, tuple(files), spec)
-    worst = MeasuredError(max_abs=0.0, relative_l2=0.0)
-    for seed, extents in enumerate(shapes):
-        inputs = program.example(extents, seed=seed + 10)
-        expected = {name: tensor.numpy() for name, tensor in program.run(inputs).items()}
-        results = loaded.run({name: engine.to_device(tensor.numpy()) for name, tensor in inputs.items()})
-        for name, reference in expected.items():
-            error = measure(engine.to_host(results[name]), reference, f"{program.component}: {name} at {_said(extents)}")
-            worst = MeasuredError(
-                max_abs=max(worst.max_abs, error.max_abs), relative_l2=max(worst.relative_l2, error.relative_l2),
-                shapes=worst.shapes,
-            )  # fmt: skip
-        worst = replace(worst, shapes=(*worst.shapes, dict(extents)))
+    backend = create_backend(spec.target, Settings())
+    engine = backend.load(program.component, tuple(files), spec)
+
+    def error_on(feed: Mapping[str, Tensor]) -> MeasuredError:
+        extents = program.extents_of(feed)
+        expected = program.run(feed)
+        results = engine.run({name: backend.to_device(tensor.numpy()) for name, tensor in feed.items()})
+        where = f"{program.component} at {', '.join(f'{name}={size}' for name, size in extents.items())}"
+        found = {name: backend.to_host(results[name]) for name in expected}
+        errors = [measure(found[name], tensor.numpy(), f"{where}: {name}") for name, tensor in expected.items()]
+        return _worst(errors, (extents,))
+
+    for feed in also_finite:
+        error_on(feed)
+    errors = [error_on(feed) for feed in feeds]
+    worst = _worst(errors, tuple(shape for error in errors for shape in error.shapes))
     if not worst.relative_l2 <= limit:
         mend = "keep it in fp32" if spec.precision is not Precision.FP32 else "this is a fault of the exporter; report it"
         raise EngineError(
@@ -80,5 +90,9 @@ def measure(result: NDArray[np.float32], reference: NDArray[np.float32], where: 
     return MeasuredError(max_abs=float(np.abs(difference).max()), relative_l2=float(np.linalg.norm(difference)) / norm)
 
 
-def _said(extents: Extents) -> str:
-    return ", ".join(f"{name}={size}" for name, size in extents.items())
+def _worst(errors: Sequence[MeasuredError], shapes: tuple[dict[str, int], ...]) -> MeasuredError:
+    return MeasuredError(
+        max_abs=max(error.max_abs for error in errors),
+        relative_l2=max(error.relative_l2 for error in errors),
+        shapes=tuple(dict(items) for items in dict.fromkeys(tuple(shape.items()) for shape in shapes)),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,11 @@ def engine_files(
     if precision is Precision.INT8:
         from mc_export.quantize import quantize_openvino
 
-        model, options = quantize_openvino(model, calibration, component)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".openvino-") as scratch:
+            # Marked before it is quantized, so that what is measured there is what will run.
+            xml, _ = save_openvino(model, Path(scratch) / f"{component}.xml")
+            model, options = quantize_openvino(ov.Core().read_model(str(xml)), calibration, component)
+            return save_openvino(model, directory / f"{component}.xml"), options
     return save_openvino(model, directory / f"{component}.xml"), options
 
 
@@ -78,4 +83,5 @@ def _mark(layers: Iterable[ET.Element]) -> None:
         if info is None:
             info = ET.Element("rt_info")
             layer.insert(0 if layer.find("data") is None else 1, info)
-        ET.SubElement(info, "attribute", dict(_KEEP))
+        if not any(attribute.get("name") == _KEEP["name"] for attribute in info):
+            ET.SubElement(info, "attribute", dict(_KEEP))

@@ -69,6 +69,15 @@ class Program(nn.Module, ABC):
         yield {axis.name: 1 if axis.name in SINGLE else max(axis.min, 3 * axis.multiple) for axis in axes}
         yield {axis.name: min(axis.max, axis.example + axis.multiple * (1 + index)) for index, axis in enumerate(axes)}
 
+    def extents_of(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """The sizes of the dynamic dimensions in these inputs."""
+        return {
+            name: inputs[spec.name].shape[index]
+            for spec in self.inputs
+            for index, name in enumerate(spec.shape)
+            if isinstance(name, str)
+        }
+
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, without gradients."""
         with torch.inference_mode():

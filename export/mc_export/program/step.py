@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import use_exportable_self_attention
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask, shape_of
+from mc_export.program.timesteps import fixed_point, use_fixed_point_timesteps
 
 MAX_BRANCHES = 3
 
@@ -48,6 +50,8 @@ class StepProgram(Program):
         adapter.prepare_for_export(backbone.model)
         if backbone.connector is not None:
             use_exportable_self_attention(backbone.connector)
+            use_exportable_blocks(backbone.connector)
+        use_fixed_point_timesteps(backbone)
         self.backbone = backbone
         self.order = order
         channels, width = adapter.latent_channels(config), adapter.width(config)
@@ -96,7 +100,7 @@ class StepProgram(Program):
         model_input = sample * weights[:, 0]
         prediction = self.backbone(
             _per_branch(model_input, branches),
-            _per_branch(timestep, branches),
+            _per_branch(fixed_point(timestep), branches),
             context.flatten(0, 1),
             context_mask.flatten(0, 1),
             canvas=None if canvas is None else canvas.flatten(0, 1),
