@@ -23,20 +23,23 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, split_width
 from mc_kernels.language import tl, triton
+from mc_kernels.launch import launch
 from mc_kernels.rows import load_row, norm_modulate, store_row
 
 FP8_MAX = 448.0  # the largest e4m3 value
-ENOUGH_PROGRAMS = 1056  # eight for each of an H100's or H200's 132 multiprocessors
+ENOUGH_PROGRAMS = 512  # about four for each of an H100's or H200's 132 multiprocessors
 
 
-def canvas_inject_reference(x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+def canvas_inject_reference(
+    x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
     """The formula in PyTorch, in float32 or, for float64 tensors, in float64. Arguments as `canvas_inject`."""
     compute = accumulation_dtype(x)
     resized = F.interpolate(canvas.to(compute).permute(0, 4, 1, 2, 3), size=x.shape[1:4], mode="trilinear", align_corners=False)
     h = x.to(compute) + resized.permute(0, 2, 3, 4, 1)
     shift, scale = (tensor.to(compute)[:, :, None, None] for tensor in (shift, scale))
     u = F.layer_norm(h, h.shape[-1:], eps=eps) * (1 + scale) + shift
-    return h.to(x.dtype), u.to(x.dtype)
+    return h.to(x.dtype).contiguous(), u.to(x.dtype).contiguous()
 
 
 def canvas_inject_fp8_reference(
@@ -45,7 +48,8 @@ def canvas_inject_fp8_reference(
     """As `canvas_inject_reference`, with u as e4m3 codes and a float32 scale for each row."""
     compute = accumulation_dtype(x)
     h, _ = canvas_inject_reference(x, canvas, shift, scale, eps)
-    _, u = canvas_inject_reference(*(tensor.to(compute) for tensor in (x, canvas, shift, scale)), eps)
+    x, canvas, shift, scale = (tensor.to(compute) for tensor in (x, canvas, shift, scale))
+    _, u = canvas_inject_reference(x, canvas, shift, scale, eps)
     row_scale = u.abs().amax(dim=-1).clamp_min(1e-12) / FP8_MAX
     codes = (u / row_scale[..., None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     return h, codes, row_scale.float()
@@ -53,13 +57,13 @@ def canvas_inject_fp8_reference(
 
 @triton.jit
 def source_cell(index, cells, latents, LERP: tl.constexpr):
-    """Lower cell, upper cell and the upper one's weight; latent and canvas cells coincide where LERP is off."""
+    """Lower cell, upper cell and the upper one's weight. Without LERP there are as many cells as latents, or only one."""
     if LERP:
         centre = tl.maximum((index + 0.5) * (cells * 1.0 / latents) - 0.5, 0.0)
         lower = tl.minimum(tl.floor(centre).to(tl.int32), cells - 1)
         return lower, tl.minimum(lower + 1, cells - 1), centre - lower
     else:
-        return index, index, 0.0
+        return index % cells, index % cells, 0.0
 
 
 @triton.jit
@@ -123,7 +127,7 @@ def canvas_inject_kernel(
     x_ptr += cell
     h_ptr += cell
     u_ptr += cell
-    row_scale_ptr += row * (stride // D * W) + first
+    row_scale_ptr += row.to(tl.int64) * W + first
     for column in range(first, last):
         lower, upper, weight = source_cell(column, w, W, LERP_W)
         if LERP_W:
@@ -139,8 +143,10 @@ def canvas_inject_kernel(
             h_a = load_row(x_ptr, a, mask_a) + left_a + weight * (right_a - left_a)
             h_z = load_row(x_ptr, z, mask_z) + left_z + weight * (right_z - left_z)
         else:
-            h_a = load_row(x_ptr, a, mask_a) + canvas_cell(corners, lower * stride, t_weight, h_weight, a, mask_a, LERP_T, LERP_H)
-            h_z = load_row(x_ptr, z, mask_z) + canvas_cell(corners, lower * stride, t_weight, h_weight, z, mask_z, LERP_T, LERP_H)
+            h_a = canvas_cell(corners, lower * stride, t_weight, h_weight, a, mask_a, LERP_T, LERP_H)
+            h_z = canvas_cell(corners, lower * stride, t_weight, h_weight, z, mask_z, LERP_T, LERP_H)
+            h_a += load_row(x_ptr, a, mask_a)
+            h_z += load_row(x_ptr, z, mask_z)
         store_row(h_ptr, a, h_a, mask_a)
         store_row(h_ptr, z, h_z, mask_z)
         u_a, u_z = norm_modulate(h_a, h_z, mask_a, mask_z, shift_a, shift_z, scale_a, scale_z, D, eps)
@@ -163,11 +169,9 @@ def canvas_inject_kernel(
 def configuration(size: tuple[int, int, int], grid: tuple[int, int, int], width: int, fp8: bool) -> dict[str, Any]:
     """The kernel's compile-time arguments for latents of `size` (T, H, W) and a canvas of `grid` (t, h, w)."""
     head, tail = split_width(width)
-    lerp = [cells != latents for cells, latents in zip(grid, size, strict=True)]
-    # A single canvas frame is the same for all latent frames, so nothing is mixed along t either.
-    lerp_t = lerp[0] and grid[0] > 1
+    lerp_t, lerp_h, lerp_w = (cells not in (1, latents) for cells, latents in zip(grid, size, strict=True))
     return {
-        "HEAD": head, "TAIL": tail, "LERP_T": lerp_t, "LERP_H": lerp[1], "LERP_W": lerp[2], "FP8": fp8,
+        "HEAD": head, "TAIL": tail, "LERP_T": lerp_t, "LERP_H": lerp_h, "LERP_W": lerp_w, "FP8": fp8,
         "num_warps": 4 if width > 512 else 1,
     }  # fmt: skip
 
@@ -178,3 +182,81 @@ def columns_per_program(rows: int, width: int) -> int:
         if rows * -(-width // columns) >= ENOUGH_PROGRAMS:
             return columns
     return 1
+
+
+def canvas_inject_triton(
+    x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, fp8: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Launches the kernel. Arguments as `canvas_inject`; the third result is the codes' scale, None without `fp8`.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout the kernel is not written for.
+    """
+    operands = Operands("canvas_inject", x.device)
+    operands.add("x", x, ("B", "T", "H", "W", "D"))
+    operands.add("canvas", canvas, ("B", "t", "h", "w", "D"))
+    operands.add("shift", shift, ("B", "T", "D"), layout="rows")
+    operands.add("scale", scale, ("B", "T", "D"), layout="rows")
+    B, T, H, W, D = x.shape
+    t, h, w = canvas.shape[1:4]
+    if fp8 and x.is_cuda:
+        capability = torch.cuda.get_device_capability(x.device)
+        operands.require(capability >= (8, 9), f"e4m3 needs compute capability 8.9, here is {capability}; pass fp8=False")
+    rows = B * T * H
+    columns = columns_per_program(rows, W)
+    segments = -(-W // columns)
+    grid = (rows * segments,)
+    operands.launchable(grid)
+    h_out = torch.empty_like(x)
+    u = torch.empty(x.shape, dtype=torch.float8_e4m3fn if fp8 else x.dtype, device=x.device)
+    row_scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if fp8 else None
+    launch(
+        canvas_inject_kernel, grid, x, canvas, shift, scale, h_out, u, h_out if row_scale is None else row_scale,
+        T, H, W, t, h, w, D, eps, segments, columns,
+        D, shift.stride(0), shift.stride(1), scale.stride(0), scale.stride(1),
+        **configuration((T, H, W), (t, h, w), D, fp8),
+    )  # fmt: skip
+    return h_out, u, row_scale
+
+
+@torch.library.custom_op("mc_kernels::canvas_inject", mutates_args=())
+def canvas_inject(x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """h and u of the module's formula; the kernel on CUDA tensors, the reference on others.
+
+    Args:
+        x: patch-embedded latents on their grid, ``[B, T, H, W, D]``.
+        canvas: the plan ``[B, t, h, w, D]``.
+        shift: ``[B, T, D]``, expanded or strided views welcome.
+        scale: likewise.
+        eps: of the norm.
+
+    Returns:
+        h and u, ``[B, T, H, W, D]``, in x's dtype.
+    """
+    if not x.is_cuda:
+        return canvas_inject_reference(x, canvas, shift, scale, eps)
+    h, u, _ = canvas_inject_triton(x, canvas, shift, scale, eps)
+    return h, u
+
+
+@canvas_inject.register_fake
+def _(x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.custom_op("mc_kernels::canvas_inject_fp8", mutates_args=())
+def canvas_inject_fp8(
+    x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `canvas_inject`, with u as e4m3 codes ``[B, T, H, W, D]`` and their float32 scale ``[B, T, H, W]``."""
+    if not x.is_cuda:
+        return canvas_inject_fp8_reference(x, canvas, shift, scale, eps)
+    h, codes, row_scale = canvas_inject_triton(x, canvas, shift, scale, eps, fp8=True)
+    assert row_scale is not None
+    return h, codes, row_scale
+
+
+@canvas_inject_fp8.register_fake
+def _(x: Tensor, canvas: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    codes = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
+    return x.new_empty(x.shape), codes, x.new_empty(x.shape[:-1], dtype=torch.float32)

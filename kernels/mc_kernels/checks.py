@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mc_kernels.launch import interpreting, recording
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_GRID = (2**31 - 1, 65535, 65535)  # CUDA's limits on the three grid dimensions
 
 Extent = int | str
+Layout = Literal["contiguous", "rows", "strided"]
 
 
 def describe(tensor: Tensor) -> str:
@@ -37,7 +40,13 @@ class Operands:
             raise ValueError(f"{self.operator}: {message}")
 
     def add(
-        self, name: str, tensor: Tensor, shape: tuple[Extent, ...], dtypes: tuple[torch.dtype, ...] = FLOATS, *, strided: bool = False
+        self,
+        name: str,
+        tensor: Tensor,
+        shape: tuple[Extent, ...],
+        dtypes: tuple[torch.dtype, ...] = FLOATS,
+        *,
+        layout: Layout = "contiguous",
     ) -> None:
         """One tensor.
 
@@ -46,7 +55,7 @@ class Operands:
             tensor: its value.
             shape: an int where the size is fixed, a letter where it is shared between tensors.
             dtypes: those the kernel is written for.
-            strided: only the last dimension must be contiguous; otherwise the whole tensor.
+            layout: what the kernel's addresses allow: a contiguous tensor, contiguous last dimensions, or any strides.
 
         Raises:
             ValueError: with what is wrong, and the call that mends it.
@@ -56,30 +65,23 @@ class Operands:
         for extent, size in zip(shape, tensor.shape, strict=True):
             known = extent if isinstance(extent, int) else self.sizes.setdefault(extent, size)
             self.require(known == size, f"{name} is {describe(tensor)}; it must be [{wanted}]")
-        self.require(size_positive(tensor), f"{name} is {describe(tensor)} and empty; skip the call when there is nothing to do")
+        self.require(tensor.numel() > 0, f"{name} is {describe(tensor)} and empty; skip the call when there is nothing to do")
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         self.require(tensor.dtype in dtypes, f"{name} is {describe(tensor)}; convert it with .to() to one of: {names}")
         self.require(tensor.device == self.device, f"{name} is on {tensor.device}; move it to {self.device} with .to()")
-        contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] == 1 if strided else tensor.is_contiguous()
-        what = "the last dimension of " if strided else ""
-        self.require(contiguous, f"{what}{name} has strides {list(tensor.stride())}; call .contiguous() on it")
+        fits = {
+            "contiguous": tensor.is_contiguous(),
+            "rows": tensor.stride(-1) == 1 or tensor.shape[-1] == 1,
+            "strided": True,
+        }
+        self.require(fits[layout], f"{name} has strides {list(tensor.stride())}; call .contiguous() on it")
 
     def launchable(self, grid: tuple[int, ...]) -> None:
         """Raises unless a kernel can run on this device with this grid."""
-        can_run = self.device.type == "cuda" or interpreting()
+        can_run = self.device.type == "cuda" or interpreting() or recording()
         self.require(can_run, f"tensors are on {self.device}; move them to a CUDA device, or call the reference")
         for axis, (programs, limit) in enumerate(zip(grid, MAX_GRID, strict=False)):
             self.require(programs <= limit, f"{programs} programs on grid axis {axis}, at most {limit}; split the batch")
-
-
-def size_positive(tensor: Tensor) -> bool:
-    """Whether the tensor has any element."""
-    return tensor.numel() > 0
-
-
-def interpreting() -> bool:
-    """Whether kernels were decorated for Triton's interpreter, which runs them on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:

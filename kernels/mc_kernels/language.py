@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["HAS_TRITON", "tl", "triton"]
+__all__ = ["tl", "triton"]
 
 
 class _MissingKernel:
@@ -23,12 +23,8 @@ class _MissingTriton:
     jit = staticmethod(_MissingKernel)
 
 
-tl: Any
-triton: Any
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton, tl = _MissingTriton(), None
-
-HAS_TRITON = tl is not None
