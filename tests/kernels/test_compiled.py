@@ -1,0 +1,57 @@
+"""The kernels as machine code, for GPUs that are not there: no spills, wide loads, and the committed table is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mc_kernels.aot.cases import CAPABILITIES, CASES
+from mc_kernels.aot.compiler import Compiled, compile_launch, signature_from_launch
+from mc_kernels.aot.report import Row, committed_table, rows_for_capability, table_from_rows, with_table
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+# Threads of this kernel keep two channels each, 32 bits in bfloat16 and 64 for its float32 taps: docs/kernels.md says why.
+NARROW = {"glumb_depthwise": 64}
+
+
+@pytest.fixture(autouse=True)
+def compile_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier run's machine code must not stand in for what Triton makes now."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_committed_table_is_what_compiles_now(capability: int) -> None:
+    rows = rows_for_capability(capability)
+    for row in rows:
+        assert row.compiled.spilled_bytes == 0, f"{row.kernel} ({row.case}) spills on sm_{capability}"
+        assert max(row.compiled.load_bits) == NARROW.get(row.kernel, 128), f"{row.kernel} ({row.case}) on sm_{capability}"
+    assert len({row.kernel for row in rows}) == 8
+    assert table_from_rows(rows) == committed_table(DOCUMENT, capability), "run: python -m mc_kernels.aot docs/kernels.md"
+
+
+def test_spills_and_narrow_loads_would_show() -> None:
+    """One kernel, starved of registers and of what is known about alignment: the two figures must move."""
+    launch = CASES[0].launches()[0]
+    types, constants, alignments = signature_from_launch(launch)
+    assert types["x_ptr"] == "*bf16"
+    assert types["stride"] == "i64"
+    assert constants["T"] == 1
+    assert alignments[(0,)] == [["tt.divisibility", 16]]
+    starved = compile_launch(launch, 90, maxnreg=32)
+    assert starved.spilled_bytes > 0
+    unaligned = compile_launch(CASES[0].launches()[0], 90, aligned=False)
+    assert max(unaligned.load_bits) == 16
+
+
+def test_a_table_goes_where_its_markers_are() -> None:
+    rows = [Row("k", "case", Compiled(32, 0, 0, {128: 2, 32: 1}, {128: 1}))]
+    document = "before\n<!-- sm_90 -->\nold\n<!-- end sm_90 -->\nafter\n"
+    replaced = with_table(document, 90, table_from_rows(rows))
+    assert committed_table(replaced, 90).endswith("| `k` | case | 32 | 0 | 0 | 2 x 128, 1 x 32 | 1 x 128 |\n")
+    assert replaced.startswith("before\n")
+    assert replaced.endswith("after\n")
+    with pytest.raises(ValueError, match="no table between the markers"):
+        with_table(document, 80, "")
