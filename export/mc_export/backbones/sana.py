@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mc_export.backbones.base import Backbone
+from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import SanaContext, use_exportable_self_attention, use_prepared_context
 
 MASK_BIAS = -10000.0  # what diffusers' Sana adds to the scores of rows that do not count
@@ -71,6 +72,7 @@ class Sana(Backbone):
     def prepare_for_export(self, model: nn.Module) -> None:
         use_exportable_self_attention(model)
         use_prepared_context(model)
+        use_exportable_blocks(model)
 
     def prepared_context_width(self, config: Any) -> int:
         return int(config.num_layers) * 2 * self.width(config)

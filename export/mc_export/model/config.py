@@ -44,10 +44,11 @@ class CanvasConnectorConfig(_Strict):
 
 
 class PromptConfig(_Strict):
-    """The instruction's limit in tokens, and the token that closes it (default: the tokenizer's EOS)."""
+    """The instruction's limit in tokens, the token that closes it (default: the tokenizer's EOS), prompts to calibrate on."""
 
     max_tokens: PositiveInt = 512
     end_token: str | None = None
+    calibration: tuple[str, ...] = ()
 
 
 class MetaCanvasConfig(_Strict):

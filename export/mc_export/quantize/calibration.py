@@ -1,0 +1,197 @@
+"""What engines are calibrated on: their inputs in real requests, prompts read and pictures denoised by the torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mc_export.checkpoint.load import Checkpoint
+from mc_export.lower import Calibration
+from mc_export.program.step import StepProgram
+from mc_export.program.vae import VaeDecoderProgram
+from mc_export.reference import ReferencePipeline
+from mc_export.reference.pipeline import Conditions
+from mc_export.reference.prompts import encode_for_planner, encode_for_text_encoder
+from mc_export.sampler import build_sampler_table, dynamic_shift_timesteps
+from mc_runtime.sampling.noise import initial_noise
+from mc_runtime.sampling.tables import Schedule
+
+#: Prompts of the kinds people ask for: counts, colours, positions, scenes, styles, one word, many words.
+PROMPTS = (
+    "a red circle left of a blue square",
+    "a photo of two dogs running on a beach at sunset",
+    "an oil painting of an old stone bridge over a quiet river, autumn leaves, soft light, highly detailed",
+    "a green bench and a yellow bird",
+    "cat",
+    "three glass bottles above a wooden table, studio photograph",
+    "a futuristic city at night with neon signs that reflect in wet streets, seen from above, wide angle, cinematic",
+    "a purple triangle below a white star",
+)
+
+# What calibration may cost, as parameters x tokens x evaluations of the backbone: a minute or two of two cores.
+_WORK = 3e12
+_MIN_STEPS = 4
+# Quantizers keep a few of the step's inputs for measuring; more tell them little.
+MAX_STEP_INPUTS = 16
+
+# What one checkpoint's pictures gave, so that step and autoencoder share one run.
+_recorded: dict[str, dict[str, Calibration]] = {}
+
+
+def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) -> Calibration:
+    """Inputs of an engine as requests for pictures have them, the same ones every time.
+
+    Args:
+        checkpoint: an opened checkpoint. Its `metacanvas.json` may name prompts of its own in `prompt.calibration`.
+        component: the engine.
+        seed: of the first picture's noise.
+
+    Returns:
+        One dict of named arrays a run of the engine. Inputs that do not change over a request's steps are shared, not copied.
+    """
+    prompts = _prompts(checkpoint)
+    if component == "planner":
+        return _planner_inputs(checkpoint, prompts)
+    if component == "text_encoder":
+        return _text_encoder_inputs(checkpoint, prompts)
+    key = f"{checkpoint.sha256}-{seed}"
+    if key not in _recorded:
+        _recorded.clear()
+        _recorded[key] = _record(checkpoint, prompts, seed)
+    return _recorded[key][component]
+
+
+def _prompts(checkpoint: Checkpoint) -> tuple[str, ...]:
+    own = checkpoint.config.prompt.calibration if checkpoint.config else ()
+    return own or PROMPTS
+
+
+@torch.inference_mode()
+def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
+    """Every prompt and the empty one, at the default size."""
+    assert checkpoint.config is not None
+    grid = checkpoint.config.canvas.grid_at(*_pixels(checkpoint))
+    tokenizer = checkpoint.load_planner_tokenizer()
+    encoded = (encode_for_planner(tokenizer, checkpoint.config, [prompt], grid) for prompt in (*prompts, ""))
+    return [_arrays(inputs) for inputs in encoded]
+
+
+def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
+    tokenizer = checkpoint.load_tokenizer()
+    encoded = [encode_for_text_encoder(tokenizer, [prompt]) for prompt in prompts]
+    encoded.append(encode_for_text_encoder(tokenizer, [""], negative=True))
+    return [_arrays({**inputs, "select": torch.tensor(inputs["select"])}) for inputs in encoded]
+
+
+@torch.inference_mode()
+def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[str, Calibration]:
+    """Draws pictures and keeps what each engine was given.
+
+    With more than one picture, each gives other steps of the schedule, so that all timesteps are seen whatever the budget.
+    """
+    reference = ReferencePipeline(checkpoint)
+    adapter, config = checkpoint.backbone, checkpoint.model_config
+    height, width = adapter.default_latent_size(config)
+    _, patch, _ = adapter.patch(config)
+    tokens = (height // patch) * (width // patch)
+    pictures, steps = _affordable(reference.backbone, tokens, adapter.default_steps, len(prompts))
+    scale = adapter.default_guidance
+    branches = _branches(reference, prompts[:pictures], guided=scale > 1)
+    prepare = adapter.context_preparation(reference.backbone.model)
+    schedule = _schedule(checkpoint, tokens, steps)
+    program = StepProgram(reference.backbone, adapter.prepared_context_width(config), order=schedule.order)
+    program.eval()
+    kept_steps: Calibration = []
+    latents: list[Tensor] = []
+    for index, conditions in enumerate(branches):
+        constant = _constant_inputs(conditions, prepare, scale)
+        noise = torch.from_numpy(initial_noise(seed + index, (adapter.latent_channels(config), height, width)))
+        inputs, latent = _denoised(program, schedule, noise[None] * schedule.init_noise_sigma, constant)
+        kept_steps += inputs[index % pictures :: pictures]
+        latents.append(latent)
+    stride = -(-len(kept_steps) // MAX_STEP_INPUTS)
+    decoder = VaeDecoderProgram(reference.vae)
+    pixels = [decoder.eval()(latent) for latent in latents]
+    return {
+        "step": sorted(kept_steps, key=lambda inputs: -float(inputs["timestep"][0]))[::stride],
+        "vae_decoder": [_arrays({"latents": latent}) for latent in latents],
+        "vae_encoder": [_arrays({"pixels": picture}) for picture in pixels],
+    }
+
+
+def _affordable(backbone: nn.Module, tokens: int, steps: int, prompts: int) -> tuple[int, int]:
+    """How many pictures, of how many steps: by the work they are, not by the clock, so that it is the same every time."""
+    evaluations = int(_WORK / (sum(weight.numel() for weight in backbone.parameters()) * tokens * 2))
+    if evaluations < steps:
+        return 1, min(steps, max(_MIN_STEPS, evaluations))
+    return min(prompts, evaluations // steps), steps
+
+
+def _branches(reference: ReferencePipeline, prompts: Sequence[str], guided: bool) -> list[list[Conditions]]:
+    """Per prompt, what its own branch is told, and the empty one's."""
+    size = _pixels(reference.checkpoint)
+    empty = [reference.conditions([""], size, negative=True)] if guided else []
+    return [[reference.conditions([prompt], size), *empty] for prompt in prompts]
+
+
+def _constant_inputs(conditions: Sequence[Conditions], prepare: nn.Module, scale: float) -> dict[str, Tensor]:
+    """The step's inputs that no step changes, of one picture."""
+    longest = max(branch.context.shape[1] for branch in conditions)
+
+    def padded(rows: Tensor) -> Tensor:
+        filler = rows.new_zeros(1, longest - rows.shape[1], *rows.shape[2:])
+        return torch.cat([rows, filler], dim=1)
+
+    inputs = {
+        "guidance": torch.tensor([[scale, 1 - scale]] if len(conditions) == 2 else [[1.0]]),
+        "context": torch.stack([padded(prepare(branch.context)) for branch in conditions], dim=1),
+        "context_mask": torch.stack([padded(branch.mask) for branch in conditions], dim=1).to(torch.int64),
+    }
+    canvases = [branch.canvas for branch in conditions if branch.canvas is not None]
+    if canvases:
+        inputs["canvas"] = torch.stack(canvases, dim=1)
+    return inputs
+
+
+def _denoised(
+    program: StepProgram, schedule: Schedule, noise: Tensor, constant: dict[str, Tensor]
+) -> tuple[Calibration, Tensor]:
+    """The step's inputs at every step, and the latents it ends in."""
+    state = {"sample": noise}
+    history = 2 * (schedule.order - 1)
+    if history:
+        state["history"] = noise.new_zeros(1, history, *noise.shape[1:])
+    shared = _arrays(constant)
+    recorded: Calibration = []
+    for timestep, coefficients in zip(schedule.timesteps, schedule.coefficients, strict=True):
+        scalars = {"timestep": torch.from_numpy(timestep[None]), "coefficients": torch.from_numpy(coefficients[None])}
+        recorded.append(shared | _arrays(state | scalars))
+        outputs = program.run({**state, **scalars, **constant})
+        state = {"sample": outputs["next_sample"]}
+        if history:
+            state["history"] = outputs["next_history"]
+    return recorded, state["sample"]
+
+
+def _schedule(checkpoint: Checkpoint, tokens: int, steps: int) -> Schedule:
+    scheduler: Any = checkpoint.load_scheduler()
+    arguments: dict[str, Any] = {
+        "max_steps": steps, "step_counts": [steps],
+        "timestep_scale": checkpoint.backbone.timestep_scale(checkpoint.model_config),
+    }  # fmt: skip
+    if scheduler.config.get("use_dynamic_shifting"):
+        arguments |= {"token_counts": [tokens], "set_timesteps": dynamic_shift_timesteps}
+    return build_sampler_table(scheduler, **arguments).schedule(steps, tokens)
+
+
+def _pixels(checkpoint: Checkpoint) -> tuple[int, int]:
+    height, width = checkpoint.backbone.default_latent_size(checkpoint.model_config)
+    return height * checkpoint.pixels_per_latent, width * checkpoint.pixels_per_latent
+
+
+def _arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}

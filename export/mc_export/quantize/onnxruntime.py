@@ -1,0 +1,244 @@
+"""Int8 for onnxruntime, by its own quantizers: products by the ranges of each run, convolutions by calibrated ones."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+from mc_export.lower import Calibration
+from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD
+from mc_export.quantize.pointwise import drop_unused_weights, pointwise_to_products
+from mc_export.quantize.policy import GATE, described, split
+from mc_export.quantize.sensitivity import Layer, Outputs, choose_kept, relative_error
+
+_KINDS = ("MatMul", "Gemm", "Conv")
+
+
+def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, component: str) -> dict[str, Any]:
+    """Quantizes layers with constant weights, as many as the component's gate allows: weights s8 per channel, inputs u8.
+
+    Products measure the range of their input in every run: on SANA that was faster and three times as exact as calibrated
+    ranges (docs/log.md). Convolutions have no such form and get calibrated ranges. Products of two activations and depthwise
+    convolutions stay in float.
+
+    Args:
+        onnx_path: the float32 graph.
+        out_path: where the quantized one goes; its weights beside it where they are large.
+        inputs: what the engine is given in real requests.
+        component: its name.
+
+    Returns:
+        The engine's options for the manifest.
+
+    Raises:
+        EngineError: there is nothing to calibrate on.
+    """
+    feeds = split(inputs, component)
+    with tempfile.TemporaryDirectory(prefix="mc-quantize-") as folder:
+        scratch = Path(folder)
+        model = onnx.load(onnx_path)
+        pointwise_to_products(model)
+        # Stale shapes inside a graph with dynamic sizes fail the quantizer's shape inference.
+        del model.graph.value_info[:]
+        plain, full, trial = (scratch / f"{name}.onnx" for name in ("plain", "full", "trial"))
+        _save(model, plain)
+        layers = quantizable_layers(model, scratch, feeds.held_out[0])
+        references = _outputs(plain, feeds.held_out)
+        convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
+        _quantize_convolutions(plain, full, [layer.name for layer in layers if layer.name in convolutions], feeds.calibration)
+
+        def quantize(path: Path, kept: frozenset[str]) -> None:
+            restored = scratch / "restored.onnx"
+            _save(_with_kept(onnx.load(full), model, kept & convolutions), restored)
+            _quantize_products(restored, path, [layer.name for layer in layers if layer.name not in kept | convolutions])
+
+        def probe(kept: frozenset[str]) -> float:
+            quantize(trial, kept)
+            return relative_error(_outputs(trial, feeds.held_out), references)
+
+        selection = choose_kept(layers, probe, GATE[component])
+        quantize(out_path, frozenset(selection.kept))
+    return described(selection, len(feeds.calibration))
+
+
+def quantizable_layers(model: onnx.ModelProto, scratch: Path, feed: dict[str, np.ndarray[Any, Any]]) -> list[Layer]:
+    """The products and convolutions with constant weights, in graph order, with their work on `feed`."""
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in _KINDS and node.input[1] in weights]
+    shapes = _shapes(model, [node.output[0] for node in nodes], scratch, feed)
+    layers = []
+    for node in nodes:
+        dims = weights[node.input[1]].dims
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if attributes.get("group", 1) != 1:
+            continue
+        outputs = dims[0] if node.op_type == "Conv" or attributes.get("transB") else dims[-1]
+        layers.append(Layer(node.name, float(prod(shapes[node.output[0]]) * prod(dims) // outputs)))
+    return layers
+
+
+def _shapes(
+    model: onnx.ModelProto, names: Sequence[str], scratch: Path, feed: dict[str, np.ndarray[Any, Any]]
+) -> dict[str, list[int]]:
+    """Shapes of intermediate results, by asking for them: inference alone does not get through computed shapes."""
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    for name in names:
+        asked.graph.node.append(helper.make_node("Shape", [name], [f"{name}_shape"], name=f"{name}_shape"))
+    del asked.graph.output[:]
+    asked.graph.output.extend(helper.make_tensor_value_info(f"{name}_shape", onnx.TensorProto.INT64, [None]) for name in names)
+    path = scratch / "shapes.onnx"
+    _save(asked, path)
+    session = _session(path)
+    found = session.run([f"{name}_shape" for name in names], _fed(session, feed))
+    return {name: [int(size) for size in shape] for name, shape in zip(names, found, strict=True)}
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Hands the quantizer its inputs, one run after another."""
+
+    def __init__(self, feeds: Calibration) -> None:
+        self._feeds: Iterator[dict[str, np.ndarray[Any, Any]]] = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        return next(self._feeds, None)
+
+
+def _quantize_convolutions(plain: Path, path: Path, names: Sequence[str], calibration: Calibration) -> None:
+    """Ranges of inputs and outputs as the calibration has them."""
+    if not names:
+        _save(onnx.load(plain), path)
+        return
+    with _quiet():
+        quantize_static(
+            str(plain),
+            str(path),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_quantize=list(names),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=_is_large(plain),
+        )
+
+
+def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
+    """Ranges of inputs as every run has them."""
+    if not names:
+        _save(onnx.load(plain), path)
+        return
+    with _quiet():
+        quantize_dynamic(
+            str(plain),
+            str(path),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_quantize=list(names),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_is_large(plain),
+        )
+
+
+def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
+    """The quantized graph, changed so that the nodes of `kept` read what they read in the original."""
+    originals = {node.name: node for node in model.graph.node}
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
+    there = {initializer.name for initializer in quantized.graph.initializer}
+    wanted = frozenset(kept)
+    for node in quantized.graph.node:
+        if node.name not in wanted:
+            continue
+        original = originals[node.name]
+        del node.input[:]
+        node.input.extend(original.input)
+        for name in original.input:
+            if name in weights and name not in there:
+                quantized.graph.initializer.append(weights[name])
+                there.add(name)
+    _drop_unread(quantized)
+    return quantized
+
+
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Removes quantize and dequantize nodes whose results nobody reads any more, and their weights."""
+    outputs = {value.name for value in model.graph.output}
+    while True:
+        read = {name for node in model.graph.node for name in node.input} | outputs
+        live = [node for node in model.graph.node if read.intersection(node.output)]
+        if len(live) == len(model.graph.node):
+            break
+        del model.graph.node[:]
+        model.graph.node.extend(live)
+    drop_unused_weights(model)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph; large weights go beside it."""
+    if _weight_bytes(model) < EXTERNAL_DATA_THRESHOLD:
+        onnx.save(model, path)
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving beside the graph empties the weights of what is saved
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    onnx.save(copy, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(
+        prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in model.graph.initializer
+    )
+
+
+def _is_large(path: Path) -> bool:
+    return _weight_bytes(onnx.load(path, load_external_data=False)) >= EXTERNAL_DATA_THRESHOLD
+
+
+def _outputs(path: Path, feeds: Calibration) -> list[Outputs]:
+    """What the engine gives for each feed."""
+    session = _session(path)
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, session.run(names, _fed(session, feed)), strict=True)) for feed in feeds]
+
+
+def _fed(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """What of the feed the graph reads."""
+    return {value.name: feed[value.name] for value in session.get_inputs()}
+
+
+def _session(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the quantizer's advice on preparations that this module makes itself."""
+    logger = logging.getLogger()
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,45 @@
+"""How exact an int8 engine has to be, which of its inputs it is measured on, and what the manifest hears of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mc_export.lower import Calibration
+from mc_export.quantize.sensitivity import Selection
+from mc_runtime.errors import EngineError
+
+#: Relative L2 error of an engine's outputs up to which nothing more is kept in float32. A step's error counts less than it
+#: seems: its guidance multiplies what two branches differ in, and steps' errors do not add up in one direction.
+GATE = {"planner": 0.05, "text_encoder": 0.05, "step": 0.10, "vae_decoder": 0.05, "vae_encoder": 0.05}
+_EVERY = 4
+
+
+class Feeds(NamedTuple):
+    """Inputs to calibrate on, and others to measure on."""
+
+    calibration: Calibration
+    held_out: Calibration
+
+
+def split(inputs: Calibration, component: str) -> Feeds:
+    """Every fourth for measuring; a single one serves both.
+
+    Raises:
+        EngineError: there are none.
+    """
+    if not inputs:
+        raise EngineError(f"{component}: int8 needs inputs to calibrate on, and there are none")
+    held_out = inputs[_EVERY // 2 :: _EVERY] or inputs[:1]
+    calibration = [feed for index, feed in enumerate(inputs) if index % _EVERY != _EVERY // 2] or inputs
+    return Feeds(calibration, held_out)
+
+
+def described(selection: Selection, calibrated_on: int) -> dict[str, Any]:
+    """The engine's options for the manifest."""
+    return {
+        "calibrated_on": calibrated_on,
+        "kept_fp32": list(selection.kept),
+        "kept_fp32_work": round(selection.kept_work, 4),
+        "held_out_error": float(f"{selection.error:.3g}"),
+        "held_out_error_all_int8": float(f"{selection.error_of_all:.3g}"),
+    }
