@@ -225,14 +225,11 @@ def time_rounds(
 
 def summary_of(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Median, fastest and slowest round in seconds, by stage."""
-    stages = rounds[0].keys()
+    stages = dict.fromkeys(stage for each in rounds for stage in each)
+    seconds = {stage: [each.get(stage, 0.0) for each in rounds] for stage in stages}
     return {
-        stage: {
-            "median": statistics.median(each[stage] for each in rounds),
-            "min": min(each[stage] for each in rounds),
-            "max": max(each[stage] for each in rounds),
-        }
-        for stage in stages
+        stage: {"median": statistics.median(times), "min": min(times), "max": max(times)}
+        for stage, times in seconds.items()
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from mc_runtime import __version__
-from mc_runtime.errors import McRuntimeError
+from mc_runtime.errors import Cancelled, McRuntimeError
 
 #: Command name -> the module whose `command` it is. Order is the order of a first use.
 COMMANDS = {
@@ -47,6 +47,15 @@ class LazyCommands(click.Group):
             return None
         found: click.Command = import_module(module).command
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C becomes `Cancelled`, said in one line like every other error."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal shows ^C at the start of this line
+            raise Cancelled("interrupted; nothing was left half-written") from None
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run one command line and leave with its exit code (SystemExit), as click's own `main` does."""
@@ -92,7 +101,7 @@ def _described(error: BaseException) -> tuple[str, int, str]:
     if isinstance(error, click.ClickException):
         return type(error).__name__, error.exit_code, _one_line(error.format_message())
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return "Interrupted", EXIT_INTERRUPTED, "interrupted; nothing was left half-written."
+        return "Cancelled", EXIT_INTERRUPTED, "interrupted before anything was done"
     what = _one_line(f"{type(error).__name__}: {error}").rstrip(".")
     mend = "This is a fault of mc-runtime: run the same command with --debug and report what it prints."
     return "InternalError", EXIT_FAULT, f"{what}. {mend}"

@@ -87,7 +87,8 @@ def drop_tensor(file: Path) -> str:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(file)
-    name = sorted(tensors)[0]
+    # A planner's language head comes first by name, and is not used.
+    name = sorted(key for key in tensors if not key.startswith("lm_head"))[0]
     del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
     return name
@@ -164,6 +165,6 @@ def test_an_interrupted_build_leaves_nothing(checkpoint: Path, tmp_path: Path) -
         child.send_signal(signal.SIGTERM)  # Ctrl-C takes the same way
         _, stderr = child.communicate(timeout=120)
     assert child.returncode == 130, stderr
-    assert stderr == "Error: interrupted; nothing was left half-written.\n"
+    assert stderr == "Error: interrupted; nothing was left half-written\n"
     assert [path.name for path in tmp_path.iterdir() if path != cache] == []
     assert not list(cache.rglob("*.staged-*"))
