@@ -66,7 +66,8 @@ class Program(nn.Module, ABC):
     def check_extents(self) -> Iterator[dict[str, int]]:
         """Sizes an engine is checked at, other than the exported ones: one small request, and several odd larger ones."""
         axes = list(self.axes.values())
-        yield {axis.name: 1 if axis.name in SINGLE else max(axis.min, 3 * axis.multiple) for axis in axes}
+        small = {axis.name: max(axis.min, (4 if axis.example == 3 * axis.multiple else 3) * axis.multiple) for axis in axes}
+        yield {name: 1 if name in SINGLE else size for name, size in small.items()}
         yield {axis.name: min(axis.max, axis.example + axis.multiple * (1 + index)) for index, axis in enumerate(axes)}
 
     def extents_of(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
