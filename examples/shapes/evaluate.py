@@ -43,15 +43,31 @@ class Trial:
 
 
 def evaluate(generate: Generate, count: int, seed: int) -> list[Trial]:
-    """Draws `count` held-out captions, the same ones for the same seed, and judges the pictures."""
-    _, held_out = data.split()
-    scenes = data.sample(held_out, count, random.Random(seed))
+    """Draws `count` different held-out captions, the same ones for the same seed, and judges the pictures."""
+    scenes = choose(count, random.Random(seed))
     trials = []
     for start in range(0, count, BATCH):
         batch = scenes[start : start + BATCH]
         pictures = generate([scene.caption for scene in batch], seed=seed + start).images
         trials += [Trial(scene, picture, judge(scene, picture)) for scene, picture in zip(batch, pictures, strict=True)]
     return trials
+
+
+def choose(count: int, rng: random.Random) -> list[data.Scene]:
+    """Different held-out scenes: up to a third of them without a relation, as many as there are.
+
+    Raises:
+        ValueError: fewer scenes are held out.
+    """
+    _, held_out = data.split()
+    lone = [scene for scene in held_out if scene.relation is None]
+    related = [scene for scene in held_out if scene.relation is not None]
+    few = min(len(lone), count // 3)
+    if count - few > len(related):
+        raise ValueError(f"{len(held_out)} captions are held out, {count} were asked for")
+    scenes = rng.sample(lone, few) + rng.sample(related, count - few)
+    rng.shuffle(scenes)
+    return scenes
 
 
 def accuracy(trials: Sequence[Trial]) -> dict[str, float]:
@@ -92,8 +108,8 @@ def report(trials: Sequence[Trial], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_table(trials: Sequence[Trial], title: str) -> None:
-    """The accuracies as a table."""
-    table = Table(title=title)
+    """The accuracies as a table, below a line of `title`."""
+    table = Table()
     table.add_column("property")
     table.add_column("right", justify="right")
     table.add_column("of", justify="right")
@@ -102,14 +118,16 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
         if name in right:
             asked = sum(getattr(trial.verdict, name) is not None for trial in trials)
             table.add_row(name, f"{100 * right[name]:.1f} %", str(asked), style="bold" if name == "overall" else None)
-    Console().print(table)
+    console = Console()
+    console.print(title)
+    console.print(table)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="A built bundle, run by mc_runtime.")
 @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="A checkpoint, run by torch.")
 @click.option("--no-canvas", is_flag=True, help="Leave the canvas out (checkpoint only).")
-@click.option("--count", default=200, show_default=True, help="Held-out captions to draw.")
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="Held-out captions to draw.")
 @click.option("--seed", default=0, show_default=True, help="Chooses captions and noise.")
 @click.option("--steps", default=STEPS, show_default=True, help="Denoising steps.")
 @click.option("--guidance", default=GUIDANCE, show_default=True, help="Weight of classifier-free guidance; 1 is none.")
@@ -129,6 +147,10 @@ def main(
     """Draws held-out captions and reports how many pictures show what was asked for."""
     if (bundle is None) == (checkpoint is None):
         raise click.UsageError("give either --bundle or --checkpoint")
+    try:
+        choose(count, random.Random(seed))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--count") from error
     generate: Generate
     if bundle:
         if no_canvas:

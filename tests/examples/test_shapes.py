@@ -10,7 +10,7 @@ from PIL import Image
 
 from examples.shapes import data
 from examples.shapes.detector import UNKNOWN, detect
-from examples.shapes.evaluate import accuracy, contact_sheet, evaluate, report
+from examples.shapes.evaluate import accuracy, choose, contact_sheet, evaluate, report
 from examples.shapes.judge import Verdict, judge
 
 
@@ -124,5 +124,13 @@ def test_evaluation_of_a_perfect_painter_is_perfect() -> None:
     trials = evaluate(Drawn, count=30, seed=1)
     assert set(accuracy(trials).values()) == {1.0}
     assert all(trial.scene.held_out for trial in trials)
+    assert len({trial.scene.caption for trial in trials}) == 30
     assert report(trials, {"seed": 1})["accuracy"]["overall"] == 1.0
     assert contact_sheet(trials).width > 6 * data.SIDE
+
+
+def test_evaluation_can_ask_for_every_held_out_caption_and_no_more() -> None:
+    _, held_out = data.split()
+    assert set(choose(len(held_out), random.Random(0))) == set(held_out)
+    with pytest.raises(ValueError, match="captions are held out"):
+        choose(len(held_out) + 1, random.Random(0))
