@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mc_kernels.aot.cases import CAPABILITIES, CASES
 from mc_kernels.aot.compiler import Compiled, compile_launch, signature_from_launch
 from mc_kernels.aot.report import Row, committed_table, rows_for_capability, table_from_rows, with_table
+from mc_kernels.canvas_inject import canvas_inject_triton
+from mc_kernels.gated_residual_norm import gated_residual_norm_triton
+from mc_kernels.glumb_depthwise import glumb_depthwise_triton
+from mc_kernels.guided_step import guided_step_triton
+from mc_kernels.launch import recorded
+from mc_kernels.linear_attention import linear_attention_triton
+from mc_kernels.qk_norm_rope import qk_norm_rope_triton
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 # Threads of this kernel keep two channels each, 32 bits in bfloat16 and 64 for its float32 taps: docs/kernels.md says why.
@@ -30,6 +39,41 @@ def test_committed_table_is_what_compiles_now(capability: int) -> None:
         assert max(row.compiled.load_bits) == NARROW.get(row.kernel, 128), f"{row.kernel} ({row.case}) on sm_{capability}"
     assert len({row.kernel for row in rows}) == 8
     assert table_from_rows(rows) == committed_table(DOCUMENT, capability), "run: python -m mc_kernels.aot docs/kernels.md"
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def inject(size: tuple[int, int, int], grid: tuple[int, int, int], width: int) -> object:
+    row = meta(1, size[0], width)
+    return canvas_inject_triton(meta(1, *size, width), meta(1, *grid, width), row, row)
+
+
+# What production in bfloat16 does not compile: float32 everywhere, equal and smaller grids, no gate, many branches, odd widths.
+VARIANTS: dict[str, Callable[[], object]] = {
+    "keyframes": lambda: inject((31, 22, 40), (3, 11, 20), 3072),
+    "equal grids": lambda: inject((1, 16, 16), (1, 16, 16), 2240),
+    "downsampling": lambda: inject((2, 3, 5), (3, 6, 17), 100),
+    "one of everything": lambda: inject((1, 1, 1), (1, 1, 1), 1),
+    "attention, split": lambda: linear_attention_triton(*meta(2, 1024, 3, 70, 32).unbind(2)),
+    "attention, one pass": lambda: linear_attention_triton(*meta(62, 880, 3, 96, 32).unbind(2)),
+    "no gate": lambda: gated_residual_norm_triton(meta(2, 63, 123), meta(2, 63, 123), None, meta(2, 1, 123), meta(2, 1, 123)),
+    "feed-forward": lambda: glumb_depthwise_triton(meta(2, 32, 32, 11200), meta(9, 11200), meta(11200)),
+    "order 4": lambda: guided_step_triton(meta(2, 4, 63), meta(2, 4), meta(2, 9), meta(2, 63), meta(2, 6, 63)),
+    "all heads": lambda: qk_norm_rope_triton(
+        *meta(2, 9, 3, 40, 128).unbind(2)[:2], *meta(2, 5120).unbind(0), *meta(2, 9, 64).unbind(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("capability", [min(CAPABILITIES), max(CAPABILITIES)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_compiles_without_spills(variant: str, capability: int) -> None:
+    with recorded() as launches:
+        VARIANTS[variant]()
+    assert launches
+    assert [compile_launch(launch, capability).spilled_bytes for launch in launches] == [0] * len(launches)
 
 
 def test_spills_and_narrow_loads_would_show() -> None:
