@@ -68,10 +68,11 @@ def choose_kept(layers: Sequence[Layer], probe: Probe, gate: float) -> Selection
     if worst <= gate:
         return _selection(layers, free, worst, worst, 1)
     groups = grouped([layer for layer in layers if layer.name not in free])
-    gains = {group: worst**2 - probe(free | _names(group)) ** 2 for group in groups}
+    squared = _squared(worst)
+    gains = {group: squared - _squared(probe(free | _names(group))) for group in groups}
     ranked = sorted(groups, key=lambda group: gains[group] / _work(group), reverse=True)
     probes = 1 + len(groups)
-    left, promised = worst**2, 0
+    left, promised = squared, 0
     while promised < len(ranked) - 1 and left > gate**2:
         left -= max(gains[ranked[promised]], 0.0)
         promised += 1
@@ -124,6 +125,11 @@ def relative_error(results: Sequence[Outputs], references: Sequence[Outputs]) ->
         norm = sum(float(np.square(reference[name], dtype=np.float64).sum()) for reference in references)
         worst = max(worst, float("inf") if not np.isfinite(difference) else (difference / max(norm, 1e-30)) ** 0.5)
     return worst
+
+
+def _squared(error: float) -> float:
+    """The squared error; one that is not finite is as bad as they come, and still compares."""
+    return min(error, 1e6) ** 2
 
 
 def _selection(layers: Sequence[Layer], kept: frozenset[str], error: float, worst: float, probes: int) -> Selection:

@@ -1,0 +1,174 @@
+"""Both quantizers on the step of a tiny checkpoint, calibrated on its own denoising."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino as ov
+import pytest
+
+from mc_export.checkpoint import Checkpoint
+from mc_export.lower import Calibration
+from mc_export.quantize import calibration, quantize_onnxruntime, quantize_openvino
+from mc_export.quantize import onnxruntime as ort_quantizer
+from mc_export.quantize import openvino as ov_quantizer
+from mc_export.quantize.calibration import MAX_STEP_INPUTS, calibration_inputs
+from mc_export.quantize.pointwise import pointwise_to_products
+from mc_export.quantize.policy import GATE, split
+from mc_runtime.errors import EngineError
+from tests.export.conftest import Exported
+
+Export = Callable[[str, str], Exported]
+# Two blocks and the canvas connector's: value, gate and last convolution each. The patch embedding is 1 x 1 too.
+POINTWISE = 3 * 3 + 1
+
+
+class Case(NamedTuple):
+    onnx: Path
+    inputs: Calibration
+
+
+@pytest.fixture(scope="module")
+def step(checkpoints: dict[str, Checkpoint], exported: Export) -> Case:
+    # The tiny scheduler is of order 1; the shared graph is of order 2 and takes a history.
+    inputs = []
+    for feed in calibration_inputs(checkpoints["metacanvas"], "step"):
+        scale, a, b = feed["coefficients"][0]
+        history = np.zeros((1, 2, *feed["sample"].shape[1:]), np.float32)
+        inputs.append({**feed, "history": history, "coefficients": np.array([[scale, a, 0, b, 0]], np.float32)})
+    return Case(exported("metacanvas", "step").onnx.path, inputs)
+
+
+def run_onnx(path: Path, feed: dict[str, Any]) -> np.ndarray:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["next_sample"], feed)[0]
+
+
+def run_openvino(model: Any, feed: dict[str, Any]) -> np.ndarray:
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled(feed)["next_sample"]
+
+
+def relative(result: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(result - reference) / np.linalg.norm(reference))
+
+
+def test_calibration_is_what_engines_are_given(checkpoints: dict[str, Checkpoint], exported: Export) -> None:
+    for component in ("planner", "step", "vae_decoder", "vae_encoder"):
+        inputs = calibration_inputs(checkpoints["metacanvas"], component)
+        program = exported("metacanvas", component).program
+        dynamic: dict[str, int] = {}
+        for spec in program.inputs:
+            if spec.name == "history":
+                continue
+            array = inputs[0][spec.name]
+            assert array.dtype == spec.dtype
+            assert array.ndim == len(spec.shape), spec.name
+            for size, wanted in zip(array.shape, spec.shape, strict=True):
+                if isinstance(wanted, str):
+                    assert dynamic.setdefault(wanted, size) == size
+                elif spec.name != "coefficients":
+                    assert size == wanted
+    text = calibration_inputs(checkpoints["stock"], "text_encoder")[0]
+    assert {name: array.dtype.name for name, array in text.items()} == {
+        "input_ids": "int64", "attention_mask": "int64", "select": "int64"
+    }  # fmt: skip
+
+
+def test_calibration_sees_the_whole_schedule_and_shares_what_does_not_change(checkpoints: dict[str, Checkpoint]) -> None:
+    inputs = calibration_inputs(checkpoints["metacanvas"], "step")
+    timesteps = [float(feed["timestep"][0]) for feed in inputs]
+    assert len(inputs) <= MAX_STEP_INPUTS
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert timesteps[0] > 900
+    assert timesteps[-1] < 400
+    assert len({id(feed["context"]) for feed in inputs}) <= len(calibration.PROMPTS)
+
+
+def test_calibration_is_the_same_every_time(checkpoints: dict[str, Checkpoint]) -> None:
+    first = calibration_inputs(checkpoints["metacanvas"], "step")
+    calibration._recorded.clear()
+    again = calibration_inputs(checkpoints["metacanvas"], "step")
+    assert len(first) == len(again)
+    for feed, other in zip(first, again, strict=True):
+        for name in feed:
+            np.testing.assert_array_equal(feed[name], other[name])
+
+
+def test_pointwise_convolutions_become_products(step: Case, tmp_path: Path) -> None:
+    model = onnx.load(step.onnx)
+    before = sum(node.op_type == "Conv" for node in model.graph.node)
+    assert pointwise_to_products(model) == POINTWISE
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == before - POINTWISE
+    onnx.save(model, tmp_path / "step.onnx")
+    feed = step.inputs[0]
+    np.testing.assert_allclose(run_onnx(tmp_path / "step.onnx", feed), run_onnx(step.onnx, feed), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnxruntime_int8_is_within_its_gate(step: Case, tmp_path: Path) -> None:
+    path = tmp_path / "step.onnx"
+    options = quantize_onnxruntime(step.onnx, path, step.inputs, "step")
+    held_out = split(step.inputs, "step").held_out
+    results, references = (np.stack([run_onnx(file, feed) for feed in held_out]) for file in (path, step.onnx))
+    assert 0 < relative(results, references) <= GATE["step"]
+    assert options["held_out_error"] <= GATE["step"]
+    weights = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert len(weights) > 3 * POINTWISE
+    assert options["kept_fp32_work"] < 0.5
+
+
+@pytest.mark.slow
+def test_openvino_int8_is_within_its_gate_and_says_nothing(step: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ov.Core().read_model(str(step.onnx))
+    quantized, options = quantize_openvino(model, step.inputs, "step")
+    assert capsys.readouterr().out == ""
+    held_out = split(step.inputs, "step").held_out
+    results, references = (np.stack([run_openvino(each, feed) for feed in held_out]) for each in (quantized, model))
+    assert 0 < relative(results, references) <= GATE["step"]
+    assert options["held_out_error"] <= 1.25 * GATE["step"]
+    assert options["properties"]["INFERENCE_PRECISION_HINT"] in {"bf16", "f32"}
+    kinds = [op.get_element_type().get_type_name() for op in quantized.get_ops() if op.get_type_name() == "Constant"]
+    assert kinds.count("i8") > 2 * POINTWISE
+
+
+@pytest.mark.slow
+def test_a_gate_of_zero_keeps_everything_and_gives_the_float_results(
+    step: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ort_quantizer.GATE, "step", 0.0)
+    monkeypatch.setattr(ort_quantizer, "choose_kept", keep_all := _KeepAll())
+    path = tmp_path / "step.onnx"
+    options = quantize_onnxruntime(step.onnx, path, step.inputs, "step")
+    feed = step.inputs[0]
+    np.testing.assert_allclose(run_onnx(path, feed), run_onnx(step.onnx, feed), atol=1e-5)
+    assert options["kept_fp32_work"] == 1
+    assert keep_all.probed < 1e-4
+
+    monkeypatch.setattr(ov_quantizer, "choose_kept", keep_all)
+    quantize_openvino(ov.Core().read_model(str(step.onnx)), step.inputs, "step")
+    assert keep_all.probed < 1e-4
+
+
+class _KeepAll:
+    """Stands for the choice: measures with every layer kept, and keeps them."""
+
+    probed = float("inf")
+
+    def __call__(self, layers: Any, probe: Any, gate: float) -> Any:
+        from mc_export.quantize.sensitivity import Selection
+
+        names = tuple(layer.name for layer in layers)
+        self.probed = probe(frozenset(names))
+        return Selection(names, self.probed, self.probed, 1.0, 1)
+
+
+def test_nothing_to_calibrate_on_is_an_error(step: Case, tmp_path: Path) -> None:
+    shutil.copy(step.onnx, tmp_path / "in.onnx")
+    with pytest.raises(EngineError, match="calibrate"):
+        quantize_onnxruntime(tmp_path / "in.onnx", tmp_path / "out.onnx", [], "step")
