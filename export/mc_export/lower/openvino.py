@@ -60,15 +60,15 @@ def keep_phases_in_float32(tree: ET.ElementTree[Any]) -> int:
     producers: dict[str | None, list[str | None]] = {}
     for edge in root.iterfind("./edges/edge"):
         producers.setdefault(edge.get("to-layer"), []).append(edge.get("from-layer"))
-    marked: set[str | None] = set()
+    ancestors: set[str | None] = set()
     pending = [name for name, layer in layers.items() if layer.get("type") in _PHASE_OPERATORS]
     while pending:
         name = pending.pop()
-        if name in marked or layers[name].get("type") in _SOURCES or not _is_float(layers[name]):
-            continue
-        marked.add(name)
-        pending += producers.get(name, [])
-    _mark(layers[name] for name in marked)
+        if name not in ancestors and layers[name].get("type") not in _SOURCES:
+            ancestors.add(name)
+            pending += producers.get(name, [])
+    marked = [layers[name] for name in ancestors if _is_float(layers[name])]
+    _mark(marked)
     return len(marked)
 
 

@@ -9,7 +9,7 @@ from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import use_exportable_self_attention
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask, shape_of
-from mc_export.program.timesteps import fixed_point, use_fixed_point_timesteps
+from mc_export.program.timesteps import SharedSinusoids
 
 MAX_BRANCHES = 3
 
@@ -51,7 +51,7 @@ class StepProgram(Program):
         if backbone.connector is not None:
             use_exportable_self_attention(backbone.connector)
             use_exportable_blocks(backbone.connector)
-        use_fixed_point_timesteps(backbone)
+        self.sinusoids = SharedSinusoids(backbone)
         self.backbone = backbone
         self.order = order
         channels, width = adapter.latent_channels(config), adapter.width(config)
@@ -98,9 +98,10 @@ class StepProgram(Program):
         batch, branches = guidance.shape
         weights = coefficients[:, :, None, None, None]  # [B, 1 + 2 order, 1, 1, 1]
         model_input = sample * weights[:, 0]
+        self.sinusoids.publish(_per_branch(self.sinusoids(timestep), branches))
         prediction = self.backbone(
             _per_branch(model_input, branches),
-            _per_branch(fixed_point(timestep), branches),
+            _per_branch(timestep, branches),
             context.flatten(0, 1),
             context_mask.flatten(0, 1),
             canvas=None if canvas is None else canvas.flatten(0, 1),
