@@ -7,7 +7,6 @@ Set the variable yourself to run a file of `interpreter/` directly.
 
 from __future__ import annotations
 
-import os
+from mc_kernels.launch import interpreting
 
-# Only directories beside these conftests are named: pytest collects whatever else there is.
-collect_ignore = ["test_interpreter.py", "test_compiled.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreter"]
+collect_ignore = ["test_interpreter.py", "test_compiled.py"] if interpreting() else ["interpreter"]

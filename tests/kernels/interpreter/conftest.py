@@ -11,6 +11,13 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from mc_kernels.launch import interpreting
+
+if not interpreting():
+    raise pytest.UsageError(
+        "these tests need Triton's interpreter: set TRITON_INTERPRET=1, or run tests/kernels/test_interpreter.py"
+    )
+
 TORCH_DTYPES = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
