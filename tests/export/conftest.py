@@ -1,0 +1,55 @@
+"""Engine programs and graphs of the tiny checkpoints, each exported once a session: an export takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mc_export.build.options import BuildOptions
+from mc_export.build.parts import Limits, parts_of
+from mc_export.checkpoint import Checkpoint, load_checkpoint
+from mc_export.lower.onnx import OnnxFile, onnx_from_program
+from mc_export.program.base import Program
+from mc_export.program.export import export_program
+from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
+
+LIMITS = Limits(
+    max_batch=4, max_tokens=16, max_canvas=8, planner_length=64, text_length=128, context_length=64, order=2
+)
+
+
+class Exported(NamedTuple):
+    """A program and its graph."""
+
+    program: Program
+    onnx: OnnxFile
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """`metacanvas` (conditioned on its planner, with a LoRA) and `stock` (with its text encoder)."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "metacanvas": load_checkpoint(tiny_metacanvas_checkpoint(folder / "metacanvas", seed=11, lora=True)),
+        "stock": load_checkpoint(tiny_stock_sana(folder / "stock", seed=12)),
+    }
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Exported]:
+    """`exported(checkpoint, component)`."""
+    folder: Path = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def export(checkpoint: str, component: str) -> Exported:
+        options = BuildOptions(engines={component: BuildOptions().choice(component)})
+        parts = {part.component: part for part in parts_of(checkpoints[checkpoint], LIMITS, options)}
+        program = parts[component].make()
+        path = folder / f"{checkpoint}-{component}.onnx"
+        return Exported(program, onnx_from_program(export_program(program), program.inputs, program.outputs, path))
+
+    return export
