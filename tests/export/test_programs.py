@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
 from diffusers.models.embeddings import Timesteps
 from torch import nn
 
 from mc_export.backbones.sana import Sana
 from mc_export.backbones.sana_export import LinearAttention
+from mc_export.lower.onnx import onnx_from_program
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Program, float_tensor
 from mc_export.program.export import export_program
@@ -116,16 +121,39 @@ def test_text_encoder_equals_the_published_one_across_its_window() -> None:
     close(actual[real], expected[real])
 
 
-def test_linear_attention_survives_keys_that_are_all_zero() -> None:
-    """The published denominator is then 1e-15, which the ONNX optimiser would drop."""
-    from diffusers.models.attention_processor import Attention
+class _ZeroKeys(Program):
+    """Linear attention whose keys are all zero: its denominator is then nothing but the published 1e-15."""
 
-    attn = Attention(query_dim=64, heads=2, dim_head=32, bias=False, processor=LinearAttention())
-    nn.init.zeros_(attn.to_k.weight)
-    with torch.no_grad():
-        result = attn(torch.randn(1, 9, 64))
-    assert torch.isfinite(result).all()
-    close(result, attn.to_out[0].bias.expand_as(result))
+    component = "attention"
+    inputs = (float_tensor("x", "B", "N", 64),)
+    outputs = (float_tensor("y", "B", "N", 64),)
+    axes = {"B": Axis("B", 1, 8, 2), "N": Axis("N", 1, 64, 9)}  # noqa: RUF012  # read only
+
+    def __init__(self, processor: object) -> None:
+        super().__init__()
+        self.attn = Attention(query_dim=64, heads=2, dim_head=32, bias=False, processor=processor)
+        nn.init.zeros_(self.attn.to_k.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x)
+
+    def example(self, extents, seed=0):
+        return {"x": torch.randn(extents["B"], extents["N"], 64, generator=torch.Generator().manual_seed(seed))}
+
+
+@pytest.mark.parametrize(("processor", "survives"), [(LinearAttention(), True), (SanaLinearAttnProcessor2_0(), False)])
+def test_linear_attention_survives_the_onnx_optimiser(processor: object, survives: bool, tmp_path: Path) -> None:
+    """The optimiser drops additions of less than 1e-8; the published processor shows that it still does."""
+    program = _ZeroKeys(processor).eval()
+    feed = program.example({"B": 1, "N": 7})
+    expected = program.run(feed)["y"]
+    close(expected, program.attn.to_out[0].bias.expand_as(expected))
+    graph = onnx_from_program(export_program(program), program.inputs, program.outputs, tmp_path / "attention.onnx")
+    session = ort.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+    result = session.run(None, {"x": feed["x"].numpy()})[0]
+    assert np.isfinite(result).all() == survives
+    if survives:
+        close(torch.from_numpy(result), expected)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -150,7 +178,7 @@ class _BakedIn(Program):
     component = "baked"
     inputs = (float_tensor("x", "B", 3),)
     outputs = (float_tensor("y", "B", 3),)
-    axes = {"B": Axis("B", 1, 8, 2)}  # noqa: RUF012
+    axes = {"B": Axis("B", 1, 8, 2)}  # noqa: RUF012  # read only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.arange(1, 1 + int(x.shape[0]) * 0 + 3) + torch.tensor(2.0 if x.shape[0] == 2 else 0.0)
