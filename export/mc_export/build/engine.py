@@ -77,17 +77,20 @@ def make_engine(
     shapes = [program.example_extents, *program.check_extents()]
     examples = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
     if choice.is_quantized:
-        held_out = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in _held_out(calibration)]
-        error = verify_engine(program, spec, files, held_out, also_finite=examples)
+        error = verify_engine(program, spec, files, _held_out(calibration, part.component), also_finite=examples)
     else:
         error = verify_engine(program, spec, files, examples)
     spec = replace(spec, error=error)
     return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
 
 
-def _held_out(calibration: Calibration) -> Calibration:
-    """A few inputs from the whole length of what was recorded."""
-    return calibration[:: max(1, len(calibration) // _VERIFIED_FEEDS)]
+def _held_out(calibration: Calibration, component: str) -> list[dict[str, torch.Tensor]]:
+    """A few of the recorded inputs that the engine was not calibrated on."""
+    from mc_export.quantize.policy import split
+
+    feeds = split(calibration, component).held_out
+    feeds = feeds[:: -(-len(feeds) // _VERIFIED_FEEDS)]
+    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
 
 
 def _graph(program: Program, scratch: Path, enter: Callable[[State], None], key: str) -> OnnxFile:
