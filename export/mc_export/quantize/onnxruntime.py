@@ -82,7 +82,7 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
 def quantizable_layers(model: onnx.ModelProto, scratch: Path, feed: dict[str, np.ndarray[Any, Any]]) -> list[Layer]:
     """The products and convolutions with constant weights, in graph order, with their work on `feed`."""
     weights = {initializer.name: initializer for initializer in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in _KINDS and node.input[1] in weights]
+    nodes = [node for node in model.graph.node if node.op_type in _KINDS and _has_weights(node, weights)]
     shapes = _shapes(model, [node.output[0] for node in nodes], scratch, feed)
     layers = []
     for node in nodes:
@@ -93,6 +93,15 @@ def quantizable_layers(model: onnx.ModelProto, scratch: Path, feed: dict[str, np
         outputs = dims[0] if node.op_type == "Conv" or attributes.get("transB") else dims[-1]
         layers.append(Layer(node.name, float(prod(shapes[node.output[0]]) * prod(dims) // outputs)))
     return layers
+
+
+def _has_weights(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    """Whether it has constant weights of a form that is quantized per channel: a product's are a matrix of more than one row,
+    which leaves out rotary frequencies."""
+    if node.input[1] not in weights:
+        return False
+    dims = weights[node.input[1]].dims
+    return node.op_type == "Conv" or (len(dims) == 2 and min(dims) > 1)
 
 
 def _shapes(

@@ -70,7 +70,7 @@ def quantizable_layers(model: Any, feed: dict[str, np.ndarray[Any, Any]]) -> lis
     shaped.reshape({name: list(array.shape) for name, array in feed.items()})
     layers = []
     for op in shaped.get_ordered_ops():
-        if op.get_type_name() in _KINDS and _constant_input(op) is not None:
+        if op.get_type_name() in _KINDS and _has_weights(op):
             weights = list(op.input_value(1).get_shape())
             # A product's weights are [K, N] or [N, K]; a convolution's [out, in, h, w].
             depth = prod(weights) // op.get_output_shape(0)[-1 if op.get_type_name() == "MatMul" else 1]
@@ -78,12 +78,15 @@ def quantizable_layers(model: Any, feed: dict[str, np.ndarray[Any, Any]]) -> lis
     return layers
 
 
-def _constant_input(op: Any) -> Any | None:
-    """The node that holds the weights, behind what only changes their form; None where they are computed."""
-    node = op.input_value(1).get_node()
+def _has_weights(op: Any) -> bool:
+    """Whether its second input is constant, behind what only changes its form, and for a product a matrix of several rows."""
+    source = op.input_value(1)
+    if op.get_type_name() == "MatMul" and (len(source.get_shape()) != 2 or min(source.get_shape()) < 2):
+        return False
+    node = source.get_node()
     while node.get_type_name() in _PASSED_THROUGH:
         node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "Constant" else None
+    return bool(node.get_type_name() == "Constant")
 
 
 def _quantized(model: Any, layers: Sequence[Layer], calibration: Calibration, kept: frozenset[str]) -> Any:
