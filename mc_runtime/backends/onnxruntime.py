@@ -12,6 +12,7 @@ import onnxruntime as ort
 from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.errors import BundleError
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _ERROR = 3  # onnxruntime's severity: its warnings about unused initialisers are the build's business
@@ -25,7 +26,13 @@ class OnnxRuntimeBackend(HostBackend):
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
-        return OnnxRuntimeEngine(component, files[0], self._session_options(spec))
+        try:
+            options = self._session_options(spec)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{component} engine: options {spec.options} are not onnxruntime's; build the bundle again"
+            ) from error
+        return OnnxRuntimeEngine(component, files[0], options)
 
     def wrap(self, array: Array) -> Any:
         """An OrtValue over the array's memory."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from math import isfinite
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -86,10 +87,14 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         if value not in names:
             raise DecodeError(place, f"{_show(value)} is none of {', '.join(map(str, names))}")
         return kind(value)
+    if type(value) is int and abs(value) >= 2**63:
+        raise DecodeError(place, f"expected a number of 64 bits, found {_show(value)}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise DecodeError(place, f"expected {kind.__name__}, found {_show(value)}")
+    if kind is float and not isfinite(value):
+        raise DecodeError(place, "expected a finite number")
     return value
 
 

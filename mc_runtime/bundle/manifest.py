@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from mc_runtime.bundle.decode import DecodeError, decode, encode
+from mc_runtime.bundle.signatures import check_signature
 from mc_runtime.errors import BundleError
 
 FORMAT = "mc-runtime-bundle"
@@ -40,6 +41,11 @@ class Tensor:
     name: str
     dtype: Literal["float32", "int64"]
     shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        for size in self.shape:
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"shape: expected sizes of at least 1, found {size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,11 @@ class Sizes:
 
     def __post_init__(self) -> None:
         _at_least_one(multiple=self.multiple, min=self.min, max=self.max)
+        if self.served is not None and self.default not in self.served:
+            raise ValueError("default: is none of the served sizes")
+        for size in (self.default, *(self.served or ())):
+            if not all(side % self.multiple == 0 and self.min <= side <= self.max for side in size):
+                raise ValueError(f"{list(size)}: sides must be multiples of {self.multiple} from {self.min} to {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +145,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if not 1 <= self.branches <= 3:
             raise ValueError(f"branches: expected 1, 2 or 3, found {self.branches}")
+        if self.default < 0:
+            raise ValueError(f"default: expected 0 or more, found {self.default:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +158,8 @@ class Steps:
 
     def __post_init__(self) -> None:
         _at_least_one(default=self.default, max=self.max)
+        if self.default > self.max:
+            raise ValueError(f"default: {self.default} is more than max, {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +230,10 @@ class Prompting:
 
     def __post_init__(self) -> None:
         _at_least_one(max_tokens=self.max_tokens, negative_max_tokens=self.negative_max_tokens or 1)
+        if self.pad_id < 0 or (self.end_token_id or 0) < 0:
+            raise ValueError("pad_id, end_token_id: expected 0 or more")
+        if any(not -self.max_tokens <= row < self.max_tokens for row in self.select or ()):
+            raise ValueError(f"select: expected rows from {-self.max_tokens} to {self.max_tokens - 1}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +284,7 @@ class Manifest:
     def __post_init__(self) -> None:
         _at_least_one(max_batch=self.max_batch)
         for name in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST_FILE:
+            if not _is_plain(name):
                 raise ValueError(f"files: {name!r} is not a plain path inside the bundle")
         for name in sorted(self.referenced_files()):
             if name not in self.files:
@@ -274,6 +292,14 @@ class Manifest:
         for component in self.required_components():
             if component not in self.engines:
                 raise ValueError(f"engines: {component!r} is missing")
+        for component, engine in self.engines.items():
+            check_signature(component, engine)
+        if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
+            raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
+        if self.engines[self.conditioning].output("context") is None:
+            raise ValueError(f"engines.{self.conditioning}.outputs: 'context' is missing")
+        if self.sizes.multiple % (self.latents.scale * self.latents.patch):
+            raise ValueError("sizes.multiple: is no multiple of latents.scale * latents.patch")
         if getattr(self.prompting, self.conditioning) is None:
             raise ValueError(f"prompting: {self.conditioning!r} gives the context and has no prompting")
         if self.canvas is not None and self.prompting.planner is None:
@@ -301,8 +327,8 @@ def manifest_from_json(text: str | bytes, where: str | Path) -> Manifest:
     """
     mend = "build the bundle again with `mc-runtime build`"
     try:
-        raw = json.loads(text)
-    except ValueError as error:
+        raw = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: not valid JSON ({error}); {mend}") from None
     if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
         raise BundleError(f"{where}: not an mc-runtime bundle (format is not {FORMAT!r}); {mend}")
@@ -323,3 +349,14 @@ def _at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, found {value}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file name is a relative path in its plainest form, without `..`, control characters or backslashes."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return inside and name == path.as_posix() and name.isprintable() and "\\" not in name and name != MANIFEST_FILE
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")

@@ -12,6 +12,8 @@ from pathlib import Path
 from mc_runtime.bundle.manifest import MANIFEST_FILE, File, Manifest, manifest_from_json, manifest_to_json
 from mc_runtime.errors import BundleError
 
+# A manifest takes some kilobytes; what is larger than this is something else, and would fill the memory.
+_LARGEST_MANIFEST = 16 * 2**20
 _MEND = "copy it again or build it again with `mc-runtime build`"
 
 
@@ -47,8 +49,12 @@ class Bundle:
 def open_bundle(path: str | Path) -> Bundle:
     """Read and validate a bundle's manifest; no other file is touched. Raises BundleError."""
     directory = Path(path)
+    if "\0" in str(path):
+        raise BundleError(f"{str(path)!r}: no such bundle; make one with `mc-runtime build CHECKPOINT -o BUNDLE`")
     manifest_path = directory / MANIFEST_FILE
     try:
+        if manifest_path.stat().st_size > _LARGEST_MANIFEST or not manifest_path.is_file():
+            raise BundleError(f"{manifest_path}: too large for a manifest, or not a file; {_MEND}")
         text = manifest_path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         what = "has no manifest.json, so it is not a bundle" if directory.is_dir() else "no such bundle"
@@ -89,5 +95,7 @@ def _check_size(path: Path, file: File) -> None:
         found = path.stat().st_size
     except OSError:
         raise BundleError(f"{path}: missing; {_MEND}") from None
+    if not path.is_file():  # reading a pipe would never end
+        raise BundleError(f"{path}: not a file; {_MEND}")
     if found != file.bytes:
         raise BundleError(f"{path}: {found} bytes where the manifest says {file.bytes}; {_MEND}")

@@ -98,6 +98,8 @@ class Prompter:
             encoding = self._tokenizer.encode(framed(segments, normalized(prompt, spec.normalize)), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:  # lone surrogates, as from a badly decoded argument
             raise RequestError("the prompt is not valid Unicode text; check its encoding") from error
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{spec.tokenizer}: cannot read this prompt ({error}); build the bundle again") from error
         added = self._tokenizer.num_special_tokens_to_add(False) + (spec.end_token_id is not None)
         length = len(encoding) + added
         if length > limit:

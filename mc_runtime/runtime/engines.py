@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,6 +31,12 @@ class LoadedEngine:
         with clock:
             outputs = self.engine.run(inputs)
         found = {name: self.backend.to_host(buffer) for name, buffer in outputs.items()}
+        for tensor in self.spec.outputs:
+            if not fits(tensor.shape, found[tensor.name].shape):
+                raise EngineError(
+                    f"{self.engine.name} engine: its output {tensor.name} has the shape {list(found[tensor.name].shape)} where "
+                    f"the manifest says {list(tensor.shape)}; build the bundle again with `mc-runtime build`"
+                )
         for name, buffer in outputs.items():
             if not self.backend.is_finite(buffer):
                 raise EngineError(
@@ -92,7 +98,7 @@ class Engines:
             raise BundleError(f"{self._bundle.path}: has no {component} engine; build the bundle with one")
         backend = self._backend(spec.target)
         engine = backend.load(component, tuple(self._bundle.file(name) for name in spec.files), spec)
-        self._check_names(engine, spec)
+        self._check_tensors(engine, spec)
         if shapes is not None:
             engine.prepare(shapes)
         return LoadedEngine(spec, backend, engine)
@@ -102,7 +108,7 @@ class Engines:
             self._backends[target] = create_backend(target, self._settings)
         return self._backends[target]
 
-    def _check_names(self, engine: Engine, spec: EngineSpec) -> None:
+    def _check_tensors(self, engine: Engine, spec: EngineSpec) -> None:
         """The file and the manifest must agree on what goes in and comes out."""
         for kind, found, listed in zip(("inputs", "outputs"), engine.describe(), (spec.inputs, spec.outputs), strict=True):
             names, expected = sorted(tensor.name for tensor in found), sorted(tensor.name for tensor in listed)
@@ -111,6 +117,20 @@ class Engines:
                     f"{engine.path}: {kind} {names} where the manifest says {expected}; "
                     "build the bundle again with `mc-runtime build`"
                 )
+            dtypes = {tensor.name: tensor.dtype for tensor in found}
+            for tensor in listed:
+                if dtypes[tensor.name] != tensor.dtype:
+                    raise BundleError(
+                        f"{engine.path}: {tensor.name} is {dtypes[tensor.name]} where the manifest says {tensor.dtype}; "
+                        "build the bundle again with `mc-runtime build`"
+                    )
+
+
+def fits(listed: Sequence[int | str], found: Sequence[int]) -> bool:
+    """Whether an array of the shape `found` is what the manifest lists; a string is any size."""
+    return len(listed) == len(found) and all(
+        isinstance(size, str) or size == other for size, other in zip(listed, found, strict=True)
+    )
 
 
 def fixed(spec: EngineSpec, name: str, axis: int) -> int | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.arrays import load_arrays
 from mc_runtime.bundle.manifest import Component
+from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
+from mc_runtime.errors import BundleError
 from mc_runtime.prompting.positions import Grid, canvas_positions, text_positions
 from mc_runtime.prompting.tokenizer import Encoded, Prompter
-from mc_runtime.runtime.engines import EngineClock, Engines, LoadedEngine, fixed, padded
+from mc_runtime.runtime.engines import EngineClock, Engines, LoadedEngine, fits, fixed, padded
 from mc_runtime.runtime.plan import Branch, ContentCache
 
 CACHE_BYTES = 256 * 2**20
@@ -100,7 +103,7 @@ class Planning:
         if name is None:
             return None
         if self._empty is None:
-            self._empty = load_arrays(self._bundle.file(name))
+            self._empty = _empty_plan(self._bundle.file(name), self._bundle.manifest.engines["step"])
         canvas = self._empty.get("canvas")
         if (None if canvas is None else canvas.shape[:3]) != grid:
             return None
@@ -119,6 +122,25 @@ class Planning:
         engine = self._engines.get(component)
         inputs = _inputs(engine, encoded, grid)
         return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+
+
+def _empty_plan(path: Path, step: EngineSpec) -> dict[str, Array]:
+    """The stored plan's arrays, each what the step engine takes for one branch. Raises BundleError."""
+    arrays = load_arrays(path)
+    rows = len(arrays["context"]) if "context" in arrays and arrays["context"].ndim else 0
+    for name in ("context", "context_mask", "canvas"):
+        tensor = step.input(name)
+        if tensor is None:
+            continue
+        # Of an engine's [B, G, ...]; rows of context are filled up later where the engine wants more.
+        wanted = tensor.shape[2:] if name == "canvas" else (max(1, rows), *tensor.shape[3:])
+        array = arrays.get(name)
+        if array is None or array.dtype != tensor.dtype or not fits(wanted, array.shape) or not np.isfinite(array).all():
+            raise BundleError(
+                f"{path}: {name} is not the finite {tensor.dtype} {list(wanted)} that the step engine takes; "
+                "build the bundle again with `mc-runtime build`"
+            )
+    return arrays
 
 
 def _last_row(encoded: Encoded) -> int:

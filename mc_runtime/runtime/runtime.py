@@ -15,7 +15,7 @@ from mc_runtime.backends.base import Settings, Shapes
 from mc_runtime.bundle.machine import check_machine
 from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import BundleError, RequestError
 from mc_runtime.runtime.batch import step_batch, step_shapes
 from mc_runtime.runtime.denoise import denoise
 from mc_runtime.runtime.engines import Engines, fixed
@@ -29,6 +29,8 @@ from mc_runtime.tasks.text_to_image import TextToImage, latent_shape
 
 if TYPE_CHECKING:
     from PIL import Image
+
+MAX_THREADS = 1024
 
 
 class Runtime:
@@ -62,8 +64,10 @@ class Runtime:
             EngineError: the library that one of its engines needs is not installed.
             RequestError: threads or device make no sense.
         """
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise RequestError(f"threads must be a whole number of 1 or more, got {threads!r}")
+        if threads is not None and (
+            not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS
+        ):
+            raise RequestError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         bundle = open_bundle(path)
         check_machine(bundle.manifest.machine, bundle.path)
         runtime = cls(bundle, Settings(threads, device, Path(cache_dir) if cache_dir else None))
@@ -302,7 +306,15 @@ class Runtime:
 
     @cached_property
     def _table(self) -> SamplerTable:
-        return SamplerTable.load(self.bundle.file(self.manifest.sampler.file))
+        path, listed = self.bundle.file(self.manifest.sampler.file), self.manifest.sampler
+        table = SamplerTable.load(path)
+        found = (table.order, table.max_steps, table.is_dynamic)
+        if found != (listed.order, self.manifest.steps.max, listed.dynamic_shift):
+            raise BundleError(
+                f"{path}: another sampler than the manifest's (order, steps, dynamic shift: {found}); "
+                "build the bundle again with `mc-runtime build`"
+            )
+        return table
 
 
 def _longest(plans: Sequence[Plan], request: TextToImage) -> int:

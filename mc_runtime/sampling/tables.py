@@ -109,6 +109,8 @@ class SamplerTable:
     def __post_init__(self) -> None:
         if not self.tables:
             raise ValueError("a sampler table has no schedules")
+        if set(self.tables) != {STATIC} and not all(key.isdecimal() for key in self.tables):
+            raise ValueError(f"schedules are kept for {STATIC!r} or for numbers of tokens, found {sorted(self.tables)}")
         for table in self.tables.values():
             table.validate()
         if len({(table.order, table.max_steps) for table in self.tables.values()}) != 1:
@@ -181,7 +183,7 @@ class SamplerTable:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get("sampler", "{}"))
-                if header.get("format") != FORMAT:
+                if not isinstance(header, dict) or header.get("format") != FORMAT:
                     raise BundleError(f"{path}: not a sampler table of this version; build the bundle again")
                 keys = [name.partition("/")[2] for name in file.keys() if name.startswith("offsets/")]  # noqa: SIM118
                 tables = {
@@ -194,5 +196,5 @@ class SamplerTable:
                     for key in keys
                 }
             return cls(header["scheduler"], tables, header["metadata"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: the sampler table cannot be read ({error}); build the bundle again") from error

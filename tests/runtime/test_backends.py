@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +174,13 @@ def test_onnxruntime_takes_session_options_from_the_manifest(bundle: Path) -> No
     made = backend._session_options(spec)
     assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert made.intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("options", [{"graph_optimization": "most"}, {"session": ["spin"]}])
+def test_onnxruntime_refuses_options_that_are_not_its_own(bundle: Path, options: dict[str, Any]) -> None:
+    spec = replace(open_bundle(bundle).manifest.engines["planner"], options=options)
+    with pytest.raises(BundleError, match="build the bundle again"):
+        create_backend("onnxruntime", Settings()).load("planner", (bundle / spec.files[0],), spec)
 
 
 def test_listing_targets_imports_no_library() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,41 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
         (("canvas", "grid"), [1, 2, 2.5], "canvas.grid[2]: expected int"),
         (("prompting", "planner", "segments"), [{"text": "a", "slot": "prompt"}], "either text or a slot"),
         (("conditioning",), "text_encoder", "engines: 'text_encoder' is missing"),
+        (("canvas",), None, "canvas: the step engine takes one"),
+        (("max_batch",), 10**30, "max_batch: expected a number of 64 bits"),
+        (("guidance", "default"), 10**400, "guidance.default: expected a number of 64 bits"),
+        (("guidance", "default"), -1.0, "default: expected 0 or more"),
+        (("guidance", "default"), float("nan"), "NaN is not a number in JSON"),
+        (("quality",), {"score": float("inf")}, "Infinity is not a number in JSON"),
+        (("sizes", "default"), [0, 0], "multiples of 8 from 16 to 128"),
+        (("sizes", "default"), [-32, 32], "multiples of 8 from 16 to 128"),
+        (("sizes", "default"), [10**9, 10**9], "multiples of 8 from 16 to 128"),
+        (("sizes", "served"), [], "none of the served sizes"),
+        (("sizes", "served"), [[32, 32], [63, 64]], "multiples of 8 from 16 to 128"),
+        (("sizes", "multiple"), 4, "no multiple of latents.scale"),
+        (("steps", "default"), 11, "default: 11 is more than max, 10"),
+        (("prompting", "planner", "pad_id"), -1, "pad_id, end_token_id: expected 0 or more"),
+        (("prompting", "planner", "select"), [0, 8], "select: expected rows from -8 to 7"),
+        (("files", ""), {"sha256": "0" * 64, "bytes": 1}, "not a plain path"),
+        (("files", "./manifest.json"), {"sha256": "0" * 64, "bytes": 1}, "not a plain path"),
+        (("files", "a\0b"), {"sha256": "0" * 64, "bytes": 1}, "not a plain path"),
+        (("files", "\ud800"), {"sha256": "0" * 64, "bytes": 1}, "not a plain path"),
+        (("engines", "vae_decoder", "inputs"), [], "engines.vae_decoder.inputs: 'latents' is missing"),
+        (
+            ("engines", "vae_decoder", "outputs"),
+            [{"name": name, "dtype": "float32", "shape": ["B", "h", "w", 3]} for name in ("pixels", "depth")],
+            "engines.vae_decoder.outputs: 'depth' is none of pixels",
+        ),
+        (
+            ("engines", "vae_decoder", "inputs"),
+            [{"name": "latents", "dtype": "float32", "shape": ["B"]}],
+            "'latents' has 1 dimensions, expected 4",
+        ),
+        (
+            ("engines", "vae_decoder", "inputs"),
+            [{"name": "latents", "dtype": "float32", "shape": [-1, 4, "H", "W"]}],
+            "shape: expected sizes of at least 1, found -1",
+        ),
     ],
 )
 def test_wrong_manifest_names_the_field(bundle: Path, path: tuple[str, ...], value: object, expected: str) -> None:
@@ -126,7 +162,29 @@ def test_missing_field_is_named(bundle: Path) -> None:
     assert "latents.patch: missing" in fault(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"manifest"', "\x00"])
+def test_number_too_large_for_a_float(bundle: Path) -> None:
+    file = bundle / "manifest.json"
+    file.write_text(file.read_text().replace('"default": 2.5', '"default": 1e999'))
+    assert "guidance.default: expected a finite number" in fault(bundle)
+
+
+def test_manifest_that_would_fill_the_memory_is_not_read(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    assert "too large" in fault(bundle)
+
+
+def test_pipe_in_place_of_a_file_is_not_read(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    os.mkfifo(bundle / "tokenizer.json")
+    edit_manifest(bundle, "files", "tokenizer.json", "bytes", value=0)
+    assert "tokenizer.json: not a file" in fault(bundle)
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+    assert "not a file" in fault(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"manifest"', "\x00", "[" * 100_000])
 def test_manifest_that_is_no_json_object(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     assert "manifest.json" in fault(bundle)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mc_runtime import BundleError, Cancelled, EngineError, Plan, RequestError, Runtime, Step
-from mc_runtime.bundle.store import open_bundle
-from tests.runtime.fake_bundle import sampler_table, write_fake_bundle
+from mc_runtime.bundle.manifest import Sampler
+from mc_runtime.bundle.store import describe_files, open_bundle, write_manifest
+from tests.runtime.fake_bundle import CANVAS, CONTEXT, ORDER, sampler_table, write_fake_bundle
 
 PROMPT, OTHER = "a red circle", "a blue square left"
 
@@ -121,6 +122,68 @@ def test_engine_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
         Runtime.load(bundle).warm_up()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dtype": "int64"}, "latents is float32 where the manifest says int64"),
+        ({"shape": ("B", "h", "w", 1)}, r"has the shape \[1, 32, 32, 3\] where the manifest says \['B', 'h', 'w', 1\]"),
+    ],
+)
+def test_engine_whose_tensors_are_others_than_the_manifest_says(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    engines = dict(open_bundle(bundle).manifest.engines)
+    decoder = engines["vae_decoder"]
+    side = "inputs" if "dtype" in change else "outputs"
+    engines["vae_decoder"] = replace(decoder, **{side: (replace(getattr(decoder, side)[0], **change),)})
+    write_fake_bundle(bundle, engines=engines)
+    with pytest.raises((BundleError, EngineError), match=says):
+        Runtime.load(bundle).generate(PROMPT)
+
+
+def test_sampler_that_is_another_than_the_manifest_says(tmp_path: Path) -> None:
+    sampler = Sampler(file="sampler.safetensors", scheduler="Fake", order=ORDER + 1, dynamic_shift=False)
+    bundle = write_fake_bundle(tmp_path / "bundle", sampler=sampler)
+    with pytest.raises(BundleError, match=r"sampler\.safetensors: another sampler than the manifest's"):
+        Runtime.load(bundle).generate(PROMPT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context": None},
+        {"context": np.zeros((3, len(CONTEXT) + 1), np.float32)},
+        {"context": np.zeros((3, len(CONTEXT)), np.float64)},
+        {"context": np.full((3, len(CONTEXT)), np.nan, np.float32)},
+        {"context": np.zeros(3, np.float32)},
+        {"context": np.zeros((0, len(CONTEXT)), np.float32), "context_mask": np.zeros(0, np.int64)},
+        {"context_mask": np.ones(2, np.int64)},
+        {"context_mask": np.ones(3, np.float32)},
+        {"canvas": None},
+        {"canvas": np.zeros((1, 2, 2, len(CANVAS) + 1), np.float32)},
+        {"canvas": np.zeros((2, 2, len(CANVAS)), np.float32)},
+    ],
+)
+def test_stored_plan_that_the_step_engine_does_not_take(tmp_path: Path, change: dict[str, Any]) -> None:
+    stored = {
+        "context": np.zeros((3, len(CONTEXT)), np.float32),
+        "context_mask": np.ones(3, np.int64),
+        "canvas": np.zeros((1, 2, 2, len(CANVAS)), np.float32),
+    }
+    arrays = {name: array for name, array in (stored | change).items() if array is not None}
+    bundle = write_fake_bundle(tmp_path / "bundle", empty_plan=arrays)
+    with pytest.raises(BundleError, match=rf"empty\.safetensors: {next(iter(change))} is not"):
+        Runtime.load(bundle).generate(PROMPT)
+
+
+def test_tokenizer_that_cannot_read_the_prompt(tmp_path: Path) -> None:
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    text = (bundle / "tokenizer.json").read_text()
+    (bundle / "tokenizer.json").write_text(text.replace('"<unk>"', '"<UNK>"', 1))
+    write_manifest(bundle, replace(open_bundle(bundle).manifest, files=describe_files(bundle)))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot read this prompt"):
+        Runtime.load(bundle).generate("unheard of")
+
+
 def test_threads_may_share_a_runtime(runtime: Runtime) -> None:
     alone = [runtime.generate(PROMPT, seed=seed, output="latents") for seed in range(6)]
     with ThreadPoolExecutor(3) as pool:
@@ -135,7 +198,7 @@ def test_timings_cover_the_request(runtime: Runtime) -> None:
     assert 0 < timings["engines"] <= stages <= timings["total"]
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("threads", [10**12, 0, -1, 1.5, True, "2"])
 def test_threads_are_checked(tmp_path: Path, threads: Any) -> None:
     with pytest.raises(RequestError, match="threads"):
         Runtime.load(tmp_path, threads=threads)

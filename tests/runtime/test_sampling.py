@@ -111,6 +111,18 @@ def test_missing_truncated_and_foreign_files_are_bundle_errors(tmp_path: Path) -
         SamplerTable.load(path)
 
 
+def test_header_of_another_kind_is_a_bundle_error(tmp_path: Path) -> None:
+    path = tmp_path / "sampler.safetensors"
+    save_file({f"{name}/static": array for name, array in vars(step_table()).items()}, path, {"sampler": "[]"})
+    with pytest.raises(BundleError, match="build the bundle again"):
+        SamplerTable.load(path)
+
+
+def test_schedules_are_kept_for_token_counts() -> None:
+    with pytest.raises(ValueError, match="numbers of tokens"):
+        SamplerTable("Euler", {"many": step_table()})
+
+
 def test_tables_of_one_bundle_agree() -> None:
     with pytest.raises(ValueError, match="differ"):
         SamplerTable("Euler", {"64": step_table(), "256": step_table(order=1)})
