@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from mc_runtime.errors import OutputError
@@ -32,17 +33,15 @@ def staged_directory(destination: str | Path, *, marker: str | None = None) -> I
 
     Raises OutputError: the place is not writable, is taken by something else, or the disk is full.
     """
-    target = Path(destination).absolute()
-    _refuse_foreign(target, marker)
+    target = _real(Path(destination))
     try:
+        _refuse_foreign(target, marker)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-        lock = os.open(stage, os.O_RDONLY)
+        stage, lock = _locked_stage(target)
     except OSError as error:
         raise _as_output_error(error, target) or OutputError(f"{target}: cannot be written ({error})") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield stage
         _flush(stage)
         _put_in_place(stage, target)
@@ -64,7 +63,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _refuse_foreign(target: Path, marker: str | None) -> None:
-    if target.is_symlink() or not target.exists():
+    if not target.exists():
         return
     if not target.is_dir():
         raise OutputError(f"{target}: is a file; name a directory that does not exist yet")
@@ -81,13 +80,35 @@ def _as_output_error(error: BaseException, target: Path) -> OutputError | None:
     return None
 
 
+def _real(destination: Path) -> Path:
+    """The absolute place behind symbolic links: a link stays one, and what it leads to is replaced."""
+    try:
+        return destination.resolve()
+    except RuntimeError:
+        raise OutputError(f"{destination}: its symbolic links go in circles; name another directory") from None
+
+
+def _locked_stage(target: Path) -> tuple[Path, int]:
+    """A new stage and its lock. Another process's sweep may take one between its making and its locking: then a next one."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        try:
+            lock = os.open(stage, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stage.exists():
+            return stage, lock
+        os.close(lock)
+
+
 def _prefix(target: Path) -> str:
     return f".{target.name}.staged-"
 
 
 def _sweep(target: Path) -> None:
     """Remove what a killed process left: staged siblings that nobody holds the lock of."""
-    for stale in target.parent.glob(f"{_prefix(target)}*"):
+    for stale in target.parent.glob(f"{escape(_prefix(target))}*"):
         try:
             handle = os.open(stale, os.O_RDONLY)
         except OSError:

@@ -142,6 +142,46 @@ def test_permission_denied_is_an_output_error(tmp_path: Path, monkeypatch: pytes
         pytest.fail("the block must not run")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "v1").mkdir()
+        write(tmp_path / "v1", "old")
+    (tmp_path / "current").symlink_to("v1")
+    with staged_directory(tmp_path / "current") as stage:
+        write(stage, "new")
+    assert (tmp_path / "v1" / "manifest.json").read_text() == "new"
+    assert (tmp_path / "current").is_symlink()
+    assert names(tmp_path) == ["current", "v1"]
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError), staged_directory(tmp_path / "loop" / "bundle"):
+        pytest.fail("the block must not run")
+
+
+def test_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="too long"), staged_directory(tmp_path / ("n" * 300)):
+        pytest.fail("the block must not run")
+
+
+def test_stage_that_is_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, swept = atomic.fcntl.flock, []
+
+    def sweep_first(handle: int, operation: int) -> None:
+        if not swept:
+            swept.extend(tmp_path.glob(".bundle.staged-*"))
+            swept[0].rmdir()
+        real(handle, operation)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", sweep_first)
+    with staged_directory(tmp_path / "bundle") as stage:
+        assert stage not in swept
+        write(stage, "new")
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_what_a_killed_process_left_is_swept_and_a_living_one_is_spared(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     (tmp_path / ".bundle.staged-dead").mkdir()
