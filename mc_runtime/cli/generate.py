@@ -132,11 +132,16 @@ def check_output(path: Path) -> None:
 
     if path.suffix.lower() not in FORMATS:
         raise OutputError(f"{path}: no picture format that is known; end the name in one of {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a directory; name a file in it")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
+        # A picture is written beside its place and moved there: its directory must take new files in any case.
+        places = (path.parent, path) if path.exists() else (path.parent,)
+    except OSError as error:  # the name is too long
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
+    if not all(os.access(place, os.W_OK) for place in places):
         raise OutputError(f"{path}: not writable; choose another place or change its permissions")
 
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -86,9 +87,16 @@ def _report(error: BaseException, argv: list[str]) -> int:
     if "--debug" in options:
         traceback.print_exception(error)
     click.echo(f"Error: {message}", err=True)
-    if "--json" in options and options[:1] != ["bench"]:
+    if _wants_json(options):
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, indent=2))
     return code
+
+
+def _wants_json(options: list[str]) -> bool:
+    """Whether standard output is to have a document: `bench` has it there only under `--json -`, else in a file."""
+    if options[:1] == ["bench"]:
+        return "--json=-" in options or ("--json", "-") in pairwise(options)
+    return "--json" in options
 
 
 def _described(error: BaseException) -> tuple[str, int, str]:

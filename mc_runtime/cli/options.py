@@ -42,7 +42,7 @@ class Size(SizeType):
         """Parse `512x768`; anything but two whole numbers is a usage error."""
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(-?\d+)[xX](-?\d+)", str(value).strip())
+        match = re.fullmatch(r"(-?\d{1,18})[xX](-?\d{1,18})", str(value).strip())
         if match is None:
             self.fail(f"{value!r} is not a size: give height x width in pixels, like 512x768.", param, ctx)
         return int(match[1]), int(match[2])
@@ -91,7 +91,7 @@ def request_options(function: F) -> F:
         click.option("--guidance", type=float, metavar="SCALE", help="Guidance scale, 1 is none; the default is the bundle's."),
         click.option("--size", type=Size(), help="Height x width in pixels, like 512x768; the bundle's default if left out."),
         click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the first picture's noise."),
-        click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads; the library's choice if left out."),
+        click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads; else the library's choice."),
     )
     for option in reversed(chosen):
         function = option(function)

@@ -99,7 +99,7 @@ def _metadata_text(metadata: Mapping[str, Any]) -> str:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Writes beside the place and moves it there, so that nobody ever sees half a picture."""
-    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    unfinished = path.with_name(f".mc-runtime.{secrets.token_hex(8)}.part")  # a name that is never too long
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a directory; name a file in it")

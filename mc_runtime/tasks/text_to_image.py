@@ -16,6 +16,7 @@ from mc_runtime.sampling.noise import SEED_LIMIT, validated_seed
 
 Output = Literal["images", "latents"]
 MAX_IMAGES = 1024
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _OUTPUTS = ("images", "latents")
 
 
@@ -155,9 +156,10 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
 def _guidance(manifest: Manifest, scale: Any) -> float:
     if scale is None:
         return manifest.guidance.default
-    number = float(scale) if isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool) else math.nan
-    if not math.isfinite(number) or number < 0:
+    number = scale if isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool) else math.nan
+    if not 0 <= number <= _LARGEST_FLOAT:
         raise RequestError(f"guidance_scale must be a number of 0 or more (1 turns guidance off), got {scale!r}")
+    number = float(number)
     if number > 1 and manifest.guidance.branches == 1:
         raise RequestError(f"this bundle's model takes no guidance; leave guidance_scale out (got {scale!r})")
     return number
@@ -176,8 +178,9 @@ def _seeds(seed: Any, images: int) -> tuple[int, ...]:
 
 def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
-        array = np.array(latents, dtype=np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            array = np.array(latents, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
         raise RequestError(f"latents must be an array of numbers, got {type(latents).__name__}") from None
     if array.shape == shape[1:] and shape[0] == 1:
         array = array[None]

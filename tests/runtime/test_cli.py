@@ -115,6 +115,14 @@ def test_json_error_is_one_document(failing) -> None:
     assert result.stderr == "Error: b: altered\n"
 
 
+@pytest.mark.parametrize(("option", "has_document"), [("--json=-", True), ("--json=file.json", False)])
+def test_json_error_of_bench_is_where_its_document_would_be(option: str, has_document: bool) -> None:
+    result = run("bench", "no-such-bundle", option)
+    assert result.exit_code == 3
+    assert bool(result.stdout) == has_document
+    assert not has_document or json.loads(result.stdout)["error"]["kind"] == "BundleError"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -125,6 +133,8 @@ def test_json_error_is_one_document(failing) -> None:
         ["generate", "b", "p", "--size", "64"],
         ["generate", "b", "p", "--steps", "many"],
         ["generate", "b", "p", "--threads", "0"],
+        ["generate", "b", "p", "--threads", "100000000000"],
+        ["generate", "b", "p", "--size", f"{'9' * 5000}x64"],
         ["build", "c", "-o", "b", "--target", "abacus"],
         ["build", "c", "-o", "b", "--precision", "fp7"],
         ["build", "c", "-o", "b", "--engine", "step"],

@@ -137,6 +137,7 @@ def test_a_prompt_over_the_limit(bundle: Path, tmp_path: Path) -> None:
         ("missing/out.png", "make it first"),
         ("file/out.png", "make it first"),
         ("folder.png", "is a directory"),
+        ("n" * 300 + ".png", "too long"),
     ],
 )
 def test_an_output_that_cannot_be_written(bundle: Path, tmp_path: Path, output: str, says: str) -> None:

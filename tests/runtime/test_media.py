@@ -109,6 +109,12 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
 
 
+def test_a_name_of_the_longest_length(tmp_path: Path) -> None:
+    path = tmp_path / ("猫" * 83 + ".png")  # 253 bytes
+    save_image(Image.new("RGB", (2, 2)), path)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_an_existing_picture_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.png"
     save_image(picture(48, 64), path)
