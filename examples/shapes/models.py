@@ -16,10 +16,22 @@ BACKBONE_WIDTH = 128
 CONTEXT_WIDTH = 128
 HEAD_WIDTH = 32
 
+CALIBRATION = (
+    "a red triangle above three black triangles",
+    "a black triangle in the top left corner",
+    "three green squares left of a green cross",
+    "two blue triangles right of a green square",
+    "four purple squares",
+    "a green cross above two purple circles",
+    "three purple crosses above a yellow triangle",
+    "a purple circle above three green crosses",
+)
+"""Training captions of every kind, for int8 builds."""
+
 CONFIG = MetaCanvasConfig(
     canvas=CanvasConfig(grid=(1, GRID, GRID), pixels_per_token=8),
     context_connector=ContextConnectorConfig(hidden_dim=2 * CONTEXT_WIDTH, dropout=0.1),
-    prompt=PromptConfig(max_tokens=64),
+    prompt=PromptConfig(max_tokens=64, calibration=CALIBRATION),
 )
 
 

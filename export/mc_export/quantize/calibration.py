@@ -15,7 +15,7 @@ from mc_export.program.step import StepProgram
 from mc_export.program.vae import VaeDecoderProgram
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.pipeline import Conditions
-from mc_export.reference.prompts import encode_for_planner, encode_for_text_encoder
+from mc_export.reference.prompts import chat_text, encode_for_planner, encode_for_text_encoder
 from mc_export.sampler import build_sampler_table, dynamic_shift_timesteps
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import Schedule
@@ -66,8 +66,16 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
 
 
 def _prompts(checkpoint: Checkpoint) -> tuple[str, ...]:
-    own = checkpoint.config.prompt.calibration if checkpoint.config else ()
-    return own or PROMPTS
+    """The checkpoint's own prompts, or the built-in ones, but for those over its planner's limit."""
+    config = checkpoint.config
+    if config is None:
+        return PROMPTS
+    tokenizer = checkpoint.load_planner_tokenizer()
+
+    def fits(prompt: str) -> bool:
+        return len(tokenizer(chat_text(tokenizer, config, prompt)).input_ids) <= config.prompt.max_tokens
+
+    return tuple(filter(fits, config.prompt.calibration or PROMPTS)) or ("",)
 
 
 @torch.inference_mode()
