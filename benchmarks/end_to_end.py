@@ -161,8 +161,8 @@ def _contestants(
                 engines = [asdict(engine) | {"state": str(engine.state)} for engine in built.engines]
                 builds[name] = {"seconds": built.seconds, "bytes": built.bytes, "engines": engines}
             rivals.append(BundleRival(name, folder, request))
-        except McRuntimeError as error:
-            left_out[name] = str(error)
+        except Exception as error:  # the libraries raise of all kinds; one bundle that cannot be had leaves the others
+            left_out[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     if plan.optimum is not None:
         opened = load_checkpoint(checkpoint)
         noise = noise_of(request, opened.backbone.latent_channels(opened.model_config), opened.pixels_per_latent)

@@ -58,8 +58,8 @@ def load(checkpoint: Path, engines: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     torch.set_num_threads(threads)
     if not (engines / "model_index.json").is_file():
-        ORTSanaPipeline.from_pretrained(checkpoint, export=True).save_pretrained(engines)
-    pipeline = ORTSanaPipeline.from_pretrained(engines, provider="CPUExecutionProvider", session_options=options)
+        ORTSanaPipeline.from_pretrained(str(checkpoint), export=True).save_pretrained(str(engines))
+    pipeline = ORTSanaPipeline.from_pretrained(str(engines), provider="CPUExecutionProvider", session_options=options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
