@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -121,6 +122,24 @@ def reshape_tensor(path: str, name: str) -> Callable[[Path], None]:
     return change
 
 
+def set_grid(side: int) -> Callable[[Path], None]:
+    return set_config("metacanvas.json", "canvas", {"grid": [1, side, side], "pixels_per_token": 8})
+
+
+def spoil_tensor(path: str, name: str, value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / path)
+        weights[name].view(-1)[-1] = value
+        save_file(weights, folder / path, metadata={"format": "pt"})
+
+    return change
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / "metacanvas.json").unlink()
+    (folder / "metacanvas.json").symlink_to("elsewhere.json")
+
+
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -147,6 +166,18 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         (lambda folder: (folder / "model_index.json").unlink(), "no model_index.json"),
         (set_config("model_index.json", "transformer", ["diffusers", "PixArtTransformer2DModel"]), "no supported backbone"),
         (set_config("model_index.json", "vae", ["my_code", "AutoencoderDC"]), "vae is a class of 'my_code'"),
+        (set_config("model_index.json", "vae", ["diffusers", "utils"]), "no model utils"),
+        (lambda folder: (folder / "model_index.json").write_text("[" * 100_000), "not readable as JSON"),
+        (lambda folder: (folder / "metacanvas.json").write_text("[" * 100_000), "not readable as JSON"),
+        (link_to_nothing, "metacanvas.json: a link to nothing"),
+        (set_grid(10**6), "canvas_tokens.tokens' is"),
+        (set_grid(10**12), "metacanvas.json: no canvas"),
+        (set_config("metacanvas.json", "canvas_connector", {"plan_head_dim": 7}), "canvas"),
+        (set_config("transformer/config.json", "num_layers", "two"), "transformer/config.json: not a SanaTransformer2DModel's"),
+        (set_config("vae/config.json", "encoder_block_out_channels", "x"), "vae"),
+        (spoil_tensor(TRANSFORMER, "proj_out.weight", float("nan")), "transformer: tensor 'proj_out.weight' holds NaN"),
+        (spoil_tensor(TRANSFORMER, "proj_out.bias", float("-inf")), "transformer: tensor 'proj_out.bias' holds NaN"),
+        (spoil_tensor("canvas.safetensors", "canvas_tokens.tokens", float("nan")), "canvas.safetensors: tensor 'canvas_tokens"),
     ],
 )
 def test_a_broken_checkpoint_says_what_is_broken(
@@ -157,6 +188,28 @@ def test_a_broken_checkpoint_says_what_is_broken(
     with pytest.raises(CheckpointError, match=message) as caught:
         ReferencePipeline.from_checkpoint(copy)
     assert "\n" not in str(caught.value), "one line"
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [(["my_code", "Euler"], "scheduler is a class of 'my_code'"), (["diffusers", "utils"], "has no utils")],
+)
+def test_a_scheduler_that_is_none_of_diffusers(metacanvas: Path, tmp_path: Path, named: list[str], message: str) -> None:
+    copy = shutil.copytree(metacanvas, tmp_path / "copy")
+    set_config("model_index.json", "scheduler", named)(copy)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(copy).load_scheduler()
+
+
+def test_code_of_a_checkpoint_is_not_run(metacanvas: Path, tmp_path: Path) -> None:
+    """transformers would ask at the terminal whether it may run, and wait."""
+    copy = shutil.copytree(metacanvas, tmp_path / "copy")
+    set_config("processor/tokenizer_config.json", "auto_map", {"AutoTokenizer": ["evil.Tokenizer", None]})(copy)
+    set_config("processor/tokenizer_config.json", "tokenizer_class", "EvilTokenizer")(copy)
+    (copy / "processor" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with contextlib.suppress(CheckpointError):
+        load_checkpoint(copy).load_planner_tokenizer()
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "./nowhere"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ def load_component(root: Path, component: str, index: dict[str, tuple[str, str]]
         raise CheckpointError(f"{root}: {component} is a class of {library!r}; only diffusers and transformers are loaded")
     folder = root / component
     check_weights(folder)
-    model_class = getattr(importlib.import_module(library), class_name, None)
-    if model_class is None:
-        raise CheckpointError(f"{root}: the installed {library} has no {class_name}; upgrade it")
+    model_class: Any = getattr(importlib.import_module(library), class_name, None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, nn.Module)
+    if not is_model:
+        raise CheckpointError(f"{root}: the installed {library} has no model {class_name}; upgrade it")
     arguments: dict[str, Any] = {"torch_dtype": dtype}
     if (
         library == "transformers"
@@ -44,8 +45,8 @@ def load_component(root: Path, component: str, index: dict[str, tuple[str, str]]
             model, info = model_class.from_pretrained(
                 str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True, **arguments
             )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {' '.join(str(error).split())[:400]}") from error
+    except Exception as error:  # a configuration can be wrong in as many ways as there are types
+        raise CheckpointError(f"{folder}: {_said(error)}") from error
     missing, mismatched = sorted(info.get("missing_keys") or ()), sorted(info.get("mismatched_keys") or ())
     if missing:
         raise CheckpointError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
@@ -53,7 +54,21 @@ def load_component(root: Path, component: str, index: dict[str, tuple[str, str]]
         name, found, wanted = mismatched[0]
         raise CheckpointError(f"{folder}: tensor {name!r} is {tuple(found)}, must be {tuple(wanted)} by config.json")
     loaded: nn.Module = model
+    _check_finite(loaded.state_dict(), folder)
     return loaded.requires_grad_(False).eval()
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(torch.aminmax(tensor))  # NaN is passed on; a mask of the whole tensor would take memory
+            if not bool(torch.isfinite(ends).all()):
+                raise CheckpointError(f"{where}: tensor {name!r} holds NaN or infinite numbers; fetch it again")
+
+
+def _said(error: Exception) -> str:
+    """What an error of the libraries says, with its type, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 @contextmanager
@@ -78,12 +93,14 @@ def load_pretrained(library: str, class_name: str, folder: Path) -> Any:
         CheckpointError: the class is unknown, or the folder is not what it loads.
     """
     loader = getattr(importlib.import_module(library), class_name, None)
-    if loader is None:
+    if not (isinstance(loader, type) and hasattr(loader, "from_pretrained")):
         raise CheckpointError(f"{folder}: the installed {library} has no {class_name}; upgrade it")
+    # transformers asks at the terminal whether a tokenizer's own code may run, unless it is told.
+    arguments = {"trust_remote_code": False} if library == "transformers" else {}
     try:
-        return loader.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: {' '.join(str(error).split())[:400]}") from error
+        return loader.from_pretrained(str(folder), local_files_only=True, **arguments)
+    except Exception as error:  # as in load_component
+        raise CheckpointError(f"{folder}: {_said(error)}") from error
 
 
 def check_weights(folder: Path) -> None:
@@ -104,13 +121,18 @@ def check_weights(folder: Path) -> None:
 
 
 def load_canvas_weights(canvas: nn.Module, file: Path) -> None:
-    """Fills ``canvas`` from ``canvas.safetensors``.
+    """Fills ``canvas`` from ``canvas.safetensors``; errors as in :func:`read_canvas_weights`."""
+    canvas.load_state_dict(read_canvas_weights(canvas, file))
+
+
+def read_canvas_weights(canvas: nn.Module, file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of ``canvas.safetensors``, each of the shape that ``canvas`` has for it (it may be on the meta device).
 
     Raises:
         CheckpointError: unreadable, or a tensor is missing, unexpected or misshapen; the message names it.
     """
     try:
-        weights = load_file(file)
+        weights: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged ({error}); fetch it again") from error
     expected = canvas.state_dict()
@@ -123,7 +145,8 @@ def load_canvas_weights(canvas: nn.Module, file: Path) -> None:
             )
     if unexpected := sorted(weights.keys() - expected.keys()):
         raise CheckpointError(f"{file}: unexpected tensor {unexpected[0]!r}; does metacanvas.json belong to it?")
-    canvas.load_state_dict(weights)
+    _check_finite(weights, file)
+    return weights
 
 
 def save_canvas_weights(canvas: nn.Module, file: Path) -> None:

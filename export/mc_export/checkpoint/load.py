@@ -14,7 +14,7 @@ from torch import nn
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.registry import BACKBONES, backbone_of
 from mc_export.checkpoint import layout
-from mc_export.checkpoint.components import load_canvas_weights, load_component, load_pretrained
+from mc_export.checkpoint.components import load_component, load_pretrained, read_canvas_weights
 from mc_export.checkpoint.hashing import sha256_of_files
 from mc_export.model.canvas_model import CanvasModel
 from mc_export.model.config import METACANVAS_FILE, MetaCanvasConfig, load_config
@@ -85,7 +85,9 @@ class Checkpoint:
 
     def load_scheduler(self) -> Any:
         """The checkpoint's own diffusers scheduler."""
-        _, name = self.index[layout.SCHEDULER]
+        library, name = self.index[layout.SCHEDULER]
+        if library != "diffusers":
+            raise CheckpointError(f"{self.path}: scheduler is a class of {library!r}; only diffusers' are loaded")
         return load_pretrained("diffusers", name, self.path / layout.SCHEDULER)
 
     def load_planner(self, canvas: CanvasModel, dtype: torch.dtype = torch.float32) -> Planner:
@@ -103,11 +105,16 @@ class Checkpoint:
         planner_dim = text.get("text_config", text).get("hidden_size")
         if not isinstance(planner_dim, int):
             raise CheckpointError(f"{self.path}/{layout.PLANNER}/config.json: no hidden_size; is it a Qwen2.5-VL?")
-        model_config = self.model_config
-        canvas = CanvasModel(
-            self.config, planner_dim, self.backbone.width(model_config), self.backbone.context_width(model_config)
-        )
-        load_canvas_weights(canvas, self.path / layout.CANVAS_WEIGHTS)
+        widths = self.backbone.width(self.model_config), self.backbone.context_width(self.model_config)
+        try:
+            with torch.device("meta"):  # sizes that are wrong may be larger than the memory
+                expected = CanvasModel(self.config, planner_dim, *widths)
+        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.path}/{METACANVAS_FILE}: no canvas of these sizes ({reason})") from error
+        weights = read_canvas_weights(expected, self.path / layout.CANVAS_WEIGHTS)
+        canvas = CanvasModel(self.config, planner_dim, *widths)
+        canvas.load_state_dict(weights)
         return canvas.to(dtype).eval()
 
     def load_backbone(self, canvas: CanvasModel | None, dtype: torch.dtype = torch.float32) -> CanvasBackbone:
@@ -117,16 +124,24 @@ class Checkpoint:
     @cached_property
     def pixels_per_latent(self) -> int:
         """Output pixels per latent cell along h and w: the autoencoder's stride."""
-        return self.backbone.pixels_per_latent(self.component_config(layout.VAE))
+        config = self.component_config(layout.VAE)
+        try:
+            return self.backbone.pixels_per_latent(config)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(f"{self.path}/{layout.VAE}/config.json: not an autoencoder's ({error!r})") from error
 
     @cached_property
     def model_config(self) -> Any:
         """The backbone's configuration with the class's defaults filled in."""
         import diffusers
 
-        name = self.index[self.backbone.component][1]
-        with torch.device("meta"):
-            return getattr(diffusers, name).from_config(self.component_config(self.backbone.component)).config
+        name, config = self.index[self.backbone.component][1], self.component_config(self.backbone.component)
+        try:
+            with torch.device("meta"):
+                return getattr(diffusers, name).from_config(config).config
+        except Exception as error:  # a configuration can be wrong in as many ways as there are types
+            where = f"{self.path}/{self.backbone.component}/config.json"
+            raise CheckpointError(f"{where}: not a {name}'s ({' '.join(str(error).split())[:400]})") from error
 
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
@@ -152,9 +167,20 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     if not backbones:
         known = ", ".join(name for backbone in BACKBONES for name in backbone.model_classes)
         raise CheckpointError(f"{index_file}: no supported backbone among {sorted(index)}; supported classes: {known}")
-    checkpoint = Checkpoint(path, index, backbones[0], load_config(path))
+    checkpoint = Checkpoint(path, index, backbones[0], _metacanvas(path))
     _check_parts(checkpoint)
     return checkpoint
+
+
+def _metacanvas(path: Path) -> MetaCanvasConfig | None:
+    """``metacanvas.json``, or None where there is none."""
+    file = path / METACANVAS_FILE
+    if file.is_symlink() and not file.exists():
+        raise CheckpointError(f"{file}: a link to nothing; copy the checkpoint again")
+    try:
+        return load_config(path)
+    except (RecursionError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
 
 
 def local_folder(source: str | Path) -> Path:
@@ -205,7 +231,7 @@ def read_json(file: Path) -> Any:
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
