@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mc_runtime.errors import OutputError
+
 
 def cache_root() -> Path:
-    """`$MC_RUNTIME_CACHE`, else `$XDG_CACHE_HOME/mc-runtime`, else `~/.cache/mc-runtime`; it may not exist."""
-    own = os.environ.get("MC_RUNTIME_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache").absolute() / "mc-runtime"
+    """`$MC_RUNTIME_CACHE`, else `$XDG_CACHE_HOME/mc-runtime`, else `~/.cache/mc-runtime`; it may not exist.
+
+    Raises OutputError where the user has no home directory.
+    """
+    own, shared = os.environ.get("MC_RUNTIME_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser().absolute()
+        return (Path(shared) if shared else Path.home() / ".cache").absolute() / "mc-runtime"
+    except RuntimeError:  # a user without an entry in the system's list, as in some containers
+        raise OutputError("there is no home directory for the cache; set MC_RUNTIME_CACHE to a folder") from None
 
 
 def size_on_disk(root: Path) -> int:
@@ -29,9 +36,9 @@ def size_on_disk(root: Path) -> int:
 
 def compiled_cache() -> Path | None:
     """Where engine libraries may keep what they compiled, made now; None where the cache cannot be written."""
-    folder = cache_root() / "compiled"
     try:
+        folder = cache_root() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, OutputError):
         return None
     return folder if os.access(folder, os.W_OK) else None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from types import FrameType
 
+from mc_runtime.cli.signals import sigterm_interrupts
 from mc_runtime.errors import EngineError
 
 #: What `build`, `assemble` and `bench --against` import: (module, distribution).
@@ -42,24 +40,17 @@ def require(what: str) -> None:
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Run the build half: no telemetry, no library's warnings (`python -W` shows them), SIGTERM cleans up as Ctrl-C does."""
+    """Run the build half: no telemetry, no library's warnings (`python -W` shows them), SIGTERM cleans up as Ctrl-C does.
+
+    Commands have their SIGTERM handled already; the process that builds the demo's bundle has it from here.
+    """
     # NNCF reports its use over the network unless it believes itself in a test.
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if main_thread else None
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            yield
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    with sigterm_interrupts(), warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _installed(module: str) -> bool:

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a fault of ours; 2 usage or a request that cannot be serve
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -17,6 +18,7 @@ from typing import Any
 import click
 
 from mc_runtime import __version__
+from mc_runtime.cli.signals import sigterm_interrupts
 from mc_runtime.errors import Cancelled, McRuntimeError
 
 #: Command name -> the module whose `command` it is. Order is the order of a first use.
@@ -50,9 +52,10 @@ class LazyCommands(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; Ctrl-C becomes `Cancelled`, said in one line like every other error."""
+        """Run the command; Ctrl-C and SIGTERM become `Cancelled`, said in one line like every other error."""
         try:
-            return super().invoke(ctx)
+            with sigterm_interrupts():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             if sys.stderr.isatty():
                 click.echo(err=True)  # the terminal shows ^C at the start of this line
@@ -110,6 +113,8 @@ def _described(error: BaseException) -> tuple[str, int, str]:
         return type(error).__name__, error.exit_code, _one_line(error.format_message())
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "Cancelled", EXIT_INTERRUPTED, "interrupted before anything was done"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "OutputError", EXIT_USAGE, "the disk is full, or standard output is; free some space and try again"
     what = _one_line(f"{type(error).__name__}: {error}").rstrip(".")
     mend = "This is a fault of mc-runtime: run the same command with --debug and report what it prints."
     return "InternalError", EXIT_FAULT, f"{what}. {mend}"

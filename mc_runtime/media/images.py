@@ -21,7 +21,8 @@ FORMATS: dict[str, str] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".web
 """Pillow's name of each file suffix."""
 METADATA_KEY = "mc-runtime"
 LONGEST_TEXT = 4096
-"""Characters kept of a text in the metadata; EXIF has room for 64 KiB in all."""
+"""Characters kept of a text in the metadata, and fewer where all of it would not fit into EXIF's 64 KiB."""
+_EXIF_ROOM = 60_000
 _EXIF_DESCRIPTION, _EXIF_SOFTWARE = 0x010E, 0x0131
 _QUALITY: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 6},
@@ -58,7 +59,11 @@ def save_image(image: Image.Image, path: str | Path, metadata: Mapping[str, Any]
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise OutputError(f"{path}: no picture format that is known; end the name in one of {', '.join(FORMATS)}")
-    _write_whole(path, _encoded(image, kind, metadata))
+    try:
+        content = _encoded(image, kind, metadata)
+    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels a side, JPEG at 65500
+        raise OutputError(f"{path}: a picture of {image.width}x{image.height} pixels cannot be {kind} ({error})") from error
+    _write_whole(path, content)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -93,8 +98,13 @@ def _encoded(image: Image.Image, kind: str, metadata: Mapping[str, Any] | None) 
 
 def _metadata_text(metadata: Mapping[str, Any]) -> str:
     """JSON in ASCII, which every reader of EXIF understands."""
-    short = {key: value[:LONGEST_TEXT] if isinstance(value, str) else value for key, value in metadata.items()}
-    return json.dumps(short, sort_keys=True, default=str)
+    longest = LONGEST_TEXT
+    while True:
+        short = {key: value[:longest] if isinstance(value, str) else value for key, value in metadata.items()}
+        text = json.dumps(short, sort_keys=True, default=str)
+        if len(text) <= _EXIF_ROOM or not longest:
+            return text
+        longest //= 2  # a character outside the Latin alphabets takes up to twelve bytes
 
 
 def _write_whole(path: Path, content: bytes) -> None:

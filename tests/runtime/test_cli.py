@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_exit_code_and_one_line(failing, error: BaseException, code: int) -> Non
     assert lines[0].startswith("Error: ")
     assert str(error) in lines[0]
     assert result.stdout == ""
+
+
+def test_full_disk_under_standard_output_is_no_fault_of_ours(failing) -> None:
+    failing(OSError(errno.ENOSPC, "No space left on device"))
+    result = run("doctor")
+    assert result.exit_code == 2
+    assert "disk is full" in result.stderr
 
 
 def test_fault_of_ours_asks_for_a_report(failing) -> None:

@@ -67,6 +67,21 @@ def test_metadata_is_optional_and_bounded(tmp_path: Path, suffix: str) -> None:
     assert read_metadata(path) == {"prompt": "猫" * LONGEST_TEXT}
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_texts_that_take_many_bytes_are_kept_shorter(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    save_image(picture(), path, {"prompt": "🟥" * LONGEST_TEXT, "negative_prompt": "🟦" * LONGEST_TEXT, "seed": 7})
+    found = read_metadata(path)
+    assert found["seed"] == 7
+    assert found["prompt"] == "🟥" * (LONGEST_TEXT // 2)
+
+
+def test_a_picture_too_large_for_its_format(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="20000x1 pixels cannot be WEBP"):
+        save_image(Image.new("RGB", (20_000, 1)), tmp_path / "sheet.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_picture_of_others_has_no_metadata_of_ours(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "a holiday"
