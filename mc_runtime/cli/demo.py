@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,12 @@ def _build_in_child(checkpoint: Path, bundle: Path, progress: Progress) -> None:
 
 
 def _child(sender: Connection, checkpoint: Path, bundle: Path) -> None:
-    """Runs in the child: sends ("progress", done, total, what) and at last ("outcome", name, message)."""
+    """Runs in the child: sends ("progress", done, total, what) and at last ("outcome", name, message).
+
+    A terminal's Ctrl-C reaches both processes: the parent alone heeds it and ends the child, so that its cleaning up is not
+    interrupted a second time.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from mc_runtime.cli.build import BuildChoices, run_build
 
     def progress(done: float, total: float, what: str = "") -> None:
@@ -137,5 +143,7 @@ def _child(sender: Connection, checkpoint: Path, bundle: Path) -> None:
         sender.send(("outcome", "done", ""))
     except KeyboardInterrupt:
         sender.send(("outcome", "Cancelled", "interrupted; nothing was left half-written"))
+    except BrokenPipeError:
+        pass  # the parent was killed, and nobody is left to be told
     except Exception as error:
         sender.send(("outcome", type(error).__name__, str(error)))
