@@ -13,6 +13,8 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 
+from mc_export.build.options import BuildOptions
+from mc_export.build.parts import parts_of
 from mc_export.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.quantize import calibration, quantize_onnxruntime, quantize_openvino
@@ -22,7 +24,7 @@ from mc_export.quantize.calibration import MAX_STEP_INPUTS, calibration_inputs
 from mc_export.quantize.pointwise import pointwise_to_products
 from mc_export.quantize.policy import GATE, split
 from mc_runtime.errors import EngineError
-from tests.export.conftest import Exported
+from tests.export.conftest import LIMITS, Exported
 
 Export = Callable[[str, str], Exported]
 # Two blocks and the canvas connector's: value, gate and last convolution each. The patch embedding is 1 x 1 too.
@@ -45,8 +47,8 @@ def step(checkpoints: dict[str, Checkpoint], exported: Export) -> Case:
     return Case(exported("metacanvas", "step").onnx.path, inputs)
 
 
-def run_onnx(path: Path, feed: dict[str, Any]) -> np.ndarray:
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["next_sample"], feed)[0]
+def run_onnx(path: Path, feed: dict[str, Any], output: str = "next_sample") -> np.ndarray:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run([output], feed)[0]
 
 
 def run_openvino(model: Any, feed: dict[str, Any]) -> np.ndarray:
@@ -58,10 +60,13 @@ def relative(result: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(result - reference) / np.linalg.norm(reference))
 
 
-def test_calibration_is_what_engines_are_given(checkpoints: dict[str, Checkpoint], exported: Export) -> None:
-    for component in ("planner", "step", "vae_decoder", "vae_encoder"):
-        inputs = calibration_inputs(checkpoints["metacanvas"], component)
-        program = exported("metacanvas", component).program
+def test_calibration_is_what_engines_are_given(checkpoints: dict[str, Checkpoint]) -> None:
+    options = BuildOptions(engines={"vae_encoder": BuildOptions().choice("vae_encoder")})
+    parts = parts_of(checkpoints["metacanvas"], LIMITS, options)
+    assert [part.component for part in parts] == ["planner", "step", "vae_decoder", "vae_encoder"]
+    for part in parts:
+        inputs = calibration_inputs(checkpoints["metacanvas"], part.component)
+        program = part.make()
         dynamic: dict[str, int] = {}
         for spec in program.inputs:
             if spec.name == "history":
@@ -138,21 +143,26 @@ def test_openvino_int8_is_within_its_gate_and_says_nothing(step: Case, capsys: p
 
 
 @pytest.mark.slow
-def test_a_gate_of_zero_keeps_everything_and_gives_the_float_results(
-    step: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ort_quantizer.GATE, "step", 0.0)
+@pytest.mark.parametrize("component", ["step", "vae_decoder"])
+def test_layers_that_are_kept_give_the_float_results(
+    component: str, exported: Export, checkpoints: dict[str, Checkpoint], step: Case, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    graph = exported("metacanvas", component).onnx.path
+    inputs = step.inputs if component == "step" else calibration_inputs(checkpoints["metacanvas"], component)
+    output = "next_sample" if component == "step" else "pixels"
     monkeypatch.setattr(ort_quantizer, "choose_kept", keep_all := _KeepAll())
-    path = tmp_path / "step.onnx"
-    options = quantize_onnxruntime(step.onnx, path, step.inputs, "step")
-    feed = step.inputs[0]
-    np.testing.assert_allclose(run_onnx(path, feed), run_onnx(step.onnx, feed), atol=1e-5)
+    path = tmp_path / "kept.onnx"
+    options = quantize_onnxruntime(graph, path, inputs, component)
+    result, reference = (run_onnx(file, inputs[0], output) for file in (path, graph))
+    np.testing.assert_allclose(result, reference, atol=1e-5)
     assert options["kept_fp32_work"] == 1
-    assert keep_all.probed < 1e-4
+    assert keep_all.probed < 1e-5
 
     monkeypatch.setattr(ov_quantizer, "choose_kept", keep_all)
-    quantize_openvino(ov.Core().read_model(str(step.onnx)), step.inputs, "step")
-    assert keep_all.probed < 1e-4
+    keep_all.probed = float("inf")
+    quantize_openvino(ov.Core().read_model(str(graph)), inputs, component)
+    assert keep_all.probed < 1e-5
 
 
 class _KeepAll:

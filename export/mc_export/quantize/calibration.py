@@ -92,7 +92,8 @@ def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Cali
     tokenizer = checkpoint.load_tokenizer()
     encoded = [encode_for_text_encoder(tokenizer, [prompt]) for prompt in prompts]
     encoded.append(encode_for_text_encoder(tokenizer, [""], negative=True))
-    return [_arrays({**inputs, "select": torch.tensor(inputs["select"])}) for inputs in encoded]
+    # The engine's gather takes rows counted from the front only.
+    return [_arrays({**inputs, "select": torch.tensor(inputs["select"]) % inputs["input_ids"].shape[1]}) for inputs in encoded]
 
 
 @torch.inference_mode()

@@ -174,17 +174,21 @@ def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterabl
     originals = {node.name: node for node in model.graph.node}
     weights = {initializer.name: initializer for initializer in model.graph.initializer}
     there = {initializer.name for initializer in quantized.graph.initializer}
+    # A quantized bias is dequantized under the name that its initializer had.
+    produced = {name for node in quantized.graph.node for name in node.output}
     wanted = frozenset(kept)
     for node in quantized.graph.node:
         if node.name not in wanted:
             continue
         original = originals[node.name]
         del node.input[:]
-        node.input.extend(original.input)
         for name in original.input:
-            if name in weights and name not in there:
+            restored = f"{name}_float" if name in weights and name in produced else name
+            node.input.append(restored)
+            if name in weights and restored not in there:
                 quantized.graph.initializer.append(weights[name])
-                there.add(name)
+                quantized.graph.initializer[-1].name = restored
+                there.add(restored)
     _drop_unread(quantized)
     return quantized
 

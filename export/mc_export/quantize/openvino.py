@@ -20,6 +20,8 @@ from mc_export.quantize.sensitivity import Layer, Outputs, Selection, choose_kep
 
 _KINDS = frozenset({"MatMul", "Convolution"})
 _PASSED_THROUGH = frozenset({"Convert", "Transpose", "Reshape", "Unsqueeze"})
+# NNCF quantizes in front of these rather than behind them.
+_MOVES = _PASSED_THROUGH | {"Broadcast", "Concat", "Gather", "Slice", "Split", "Squeeze", "StridedSlice", "VariadicSplit"}
 _THREADS: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
 
 
@@ -46,7 +48,7 @@ def quantize_openvino(model: Any, inputs: Calibration, component: str) -> tuple[
     fully = _quantized(model, layers, feeds.calibration, frozenset())
 
     def probe(kept: frozenset[str]) -> float:
-        return relative_error(_outputs(_with_kept(fully, model, kept), feeds.held_out, "f32"), references)
+        return relative_error(_outputs(_with_kept(fully, model, layers, kept), feeds.held_out, "f32"), references)
 
     selection = choose_kept(layers, probe, GATE[component])
     quantized = _quantized(model, layers, feeds.calibration, frozenset(selection.kept)) if selection.kept else fully
@@ -119,10 +121,10 @@ _QUANTIZED_BY_NNCF = frozenset({"MatMul", "Convolution", "GroupConvolution", "Co
 _NO_SMOOTHING = -1
 
 
-def _with_kept(quantized: Any, model: Any, kept: Iterable[str]) -> Any:
-    """A copy of the quantized model in which the layers of `kept` read the original's weights and unquantized inputs.
+def _with_kept(quantized: Any, model: Any, layers: Iterable[Layer], kept: frozenset[str]) -> Any:
+    """A copy of the quantized model in which the layers of `kept` read the original's weights, biases and unquantized inputs.
 
-    What a new quantization without them would give, but for the corrections of biases, in no time.
+    What a new quantization without them would give, in no time.
     """
     copy = quantized.clone()
     originals = {op.get_friendly_name(): op for op in model.get_ops()}
@@ -131,14 +133,43 @@ def _with_kept(quantized: Any, model: Any, kept: Iterable[str]) -> Any:
         original, op = originals[name], ops[name]
         source = original.input_value(0)
         op.input(0).replace_source_output(ops[source.get_node().get_friendly_name()].output(source.get_index()))
-        op.input(1).replace_source_output(_weights(original))
+        op.input(1).replace_source_output(_constant(original.input_value(1)))
+        _restore_bias(op, originals)
+    still = frozenset(layer.name for layer in layers) - kept
+    for op in copy.get_ops():
+        if op.get_type_name() == "FakeQuantize" and not _reaches(op, still):
+            for target in op.output(0).get_target_inputs():
+                target.replace_source_output(op.input_value(0))
     copy.validate_nodes_and_infer_types()
     return copy
 
 
-def _weights(op: Any) -> Any:
-    """A new constant with the weights as `op` reads them."""
-    folded = ov.Model([op.input_value(1)], [])
+def _reaches(op: Any, names: frozenset[str]) -> bool:
+    """Whether a result of `op` is read by an operator of that name, be it through operators that only move data."""
+    for output in op.outputs():
+        for target in output.get_target_inputs():
+            reader = target.get_node()
+            if reader.get_friendly_name() in names:
+                return True
+            if reader.get_type_name() in _MOVES and _reaches(reader, names):
+                return True
+    return False
+
+
+def _restore_bias(op: Any, originals: dict[str, Any]) -> None:
+    """Undoes the correction of a constant that is added to the layer's result: it made up for the layer's own errors."""
+    for target in op.output(0).get_target_inputs():
+        addition = target.get_node()
+        original = originals.get(addition.get_friendly_name())
+        if addition.get_type_name() == "Add" and original is not None and original.get_type_name() == "Add":
+            for port in (0, 1):
+                if original.input_value(port).get_node().get_type_name() == "Constant":
+                    addition.input(port).replace_source_output(_constant(original.input_value(port)))
+
+
+def _constant(source: Any) -> Any:
+    """A new constant with what a reader of `source` has."""
+    folded = ov.Model([source], [])
     request = ov.Core().compile_model(folded, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     request.infer()
     return ov.op.Constant(np.array(request.get_output_tensor(0).data)).output(0)
