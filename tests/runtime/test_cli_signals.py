@@ -1,48 +1,78 @@
-"""SIGTERM ends a command as Ctrl-C does."""
+"""SIGTERM ends a command as Ctrl-C does; every test is a process of its own, so that a signal ends no test runner."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
+import subprocess
+import sys
+import textwrap
 
-import click
-import pytest
-from click.testing import CliRunner
+END_MYSELF = """
+    import os, signal, threading, time
 
-from mc_runtime.cli import main as cli_main
-from mc_runtime.cli.signals import sigterm_interrupts
+    def end_myself():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # the signal arrives during this
+"""
 
 
-def end_myself() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)  # the signal arrives during this
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """The script in a Python of its own."""
+    code = textwrap.dedent(END_MYSELF) + textwrap.dedent(script)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_sigterm_interrupts_and_what_was_before_comes_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
-        end_myself()
-    assert signal.getsignal(signal.SIGTERM) is before
+    ran = run("""
+        from mc_runtime.cli.signals import sigterm_interrupts
+
+        mine = lambda *_: None
+        signal.signal(signal.SIGTERM, mine)
+        try:
+            with sigterm_interrupts():
+                end_myself()
+        except KeyboardInterrupt:
+            print("interrupted", signal.getsignal(signal.SIGTERM) is mine)
+    """)
+    assert ran.stdout == "interrupted True\n", ran.stderr
+
+
+def test_a_handler_that_python_did_not_set_is_no_obstacle() -> None:
+    ran = run("""
+        signal.signal = lambda number, handler: None  # what it says of a handler set by a library in C
+        from mc_runtime.cli.signals import sigterm_interrupts
+
+        with sigterm_interrupts():
+            pass
+        print("left")
+    """)
+    assert ran.stdout == "left\n", ran.stderr
 
 
 def test_a_thread_changes_nothing() -> None:
-    before, seen = signal.getsignal(signal.SIGTERM), []
+    ran = run("""
+        from mc_runtime.cli.signals import sigterm_interrupts
 
-    def work() -> None:
-        with sigterm_interrupts():
-            seen.append(signal.getsignal(signal.SIGTERM))
+        before, seen = signal.getsignal(signal.SIGTERM), []
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]
+        def work():
+            with sigterm_interrupts():
+                seen.append(signal.getsignal(signal.SIGTERM))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        print(seen == [before])
+    """)
+    assert ran.stdout == "True\n", ran.stderr
 
 
-def test_every_command_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = click.Command("doctor", callback=end_myself)
-    monkeypatch.setattr(cli_main.LazyCommands, "get_command", lambda self, ctx, name: command)
-    result = CliRunner().invoke(cli_main.cli, ["doctor"], prog_name="mc-runtime")
-    assert result.exit_code == 130
-    assert result.stderr == "Error: interrupted; nothing was left half-written\n"
+def test_every_command_leaves_with_130() -> None:
+    ran = run("""
+        import click
+        from mc_runtime.cli import main as cli_main
+
+        cli_main.LazyCommands.get_command = lambda self, ctx, name: click.Command("doctor", callback=end_myself)
+        cli_main.cli(["doctor"], prog_name="mc-runtime")
+    """)
+    assert ran.returncode == 130
+    assert ran.stderr == "Error: interrupted; nothing was left half-written\n"
