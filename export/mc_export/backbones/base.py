@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,10 +50,6 @@ class Backbone(ABC):
     @abstractmethod
     def timestep_scale(self, config: Any) -> float:
         """What the scheduler's timesteps are multiplied with before the model sees them."""
-
-    @abstractmethod
-    def pixels_per_latent(self, vae_config: Mapping[str, Any]) -> int:
-        """Output pixels per latent cell along h and w, from the autoencoder's ``config.json``."""
 
     @abstractmethod
     def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:

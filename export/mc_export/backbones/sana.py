@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,10 +41,6 @@ class Sana(Backbone):
 
     def timestep_scale(self, config: Any) -> float:
         return float(config.timestep_scale)
-
-    def pixels_per_latent(self, vae_config: Mapping[str, Any]) -> int:
-        stages: int = len(vae_config["encoder_block_out_channels"])
-        return 2 ** (stages - 1)
 
     def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:
         height, width = (extent // config.patch_size for extent in sample.shape[-2:])

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mc_export.autoencoders.base import Autoencoder, Strides
+from mc_export.autoencoders.registry import AUTOENCODERS
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.registry import BACKBONES, backbone_of
 from mc_export.checkpoint import layout
@@ -122,25 +124,44 @@ class Checkpoint:
         return CanvasBackbone(self.backbone, self.load_model(dtype), canvas.canvas_connector if canvas else None).eval()
 
     @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The description of its autoencoder's class."""
+        library, name = self.index[layout.VAE]
+        if library != "diffusers":
+            raise CheckpointError(f"{self.path}: vae is a class of {library!r}; only diffusers' are loaded")
+        if name not in AUTOENCODERS:
+            raise CheckpointError(f"{self.path}: vae {name} is not supported; supported classes: {', '.join(AUTOENCODERS)}")
+        return AUTOENCODERS[name]
+
+    @cached_property
+    def strides(self) -> Strides:
+        """Frames per latent frame and output pixels per latent cell: the autoencoder's strides."""
+        return self.autoencoder.strides(self.vae_config)
+
+    @property
     def pixels_per_latent(self) -> int:
-        """Output pixels per latent cell along h and w: the autoencoder's stride."""
-        config = self.component_config(layout.VAE)
-        try:
-            return self.backbone.pixels_per_latent(config)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise CheckpointError(f"{self.path}/{layout.VAE}/config.json: not an autoencoder's ({error!r})") from error
+        """Output pixels per latent cell along h and w."""
+        return self.strides.space
 
     @cached_property
     def model_config(self) -> Any:
         """The backbone's configuration with the class's defaults filled in."""
+        return self._whole_config(self.backbone.component)
+
+    @cached_property
+    def vae_config(self) -> Any:
+        """The autoencoder's configuration with the class's defaults filled in."""
+        return self._whole_config(layout.VAE)
+
+    def _whole_config(self, component: str) -> Any:
         import diffusers
 
-        name, config = self.index[self.backbone.component][1], self.component_config(self.backbone.component)
+        name, config = self.index[component][1], self.component_config(component)
         try:
             with torch.device("meta"):
                 return getattr(diffusers, name).from_config(config).config
         except Exception as error:  # a configuration can be wrong in as many ways as there are types
-            where = f"{self.path}/{self.backbone.component}/config.json"
+            where = f"{self.path}/{component}/config.json"
             raise CheckpointError(f"{where}: not a {name}'s ({' '.join(str(error).split())[:400]})") from error
 
 
