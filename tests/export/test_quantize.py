@@ -143,7 +143,7 @@ def test_openvino_int8_is_within_its_gate_and_says_nothing(step: Case, capsys: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("component", ["step"])
+@pytest.mark.parametrize("component", ["step", "vae_decoder"])
 def test_layers_that_are_kept_give_the_float_results(
     component: str, exported: Export, checkpoints: dict[str, Checkpoint], step: Case, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -170,27 +170,49 @@ def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
 
 
 def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
-    """The quantized graph, changed so that the nodes of `kept` read what they read in the original."""
+    """The quantized graph, changed so that the nodes of `kept` compute in float and nobody reads rounded numbers without need.
+
+    The quantizer puts a pair of nodes behind every result that a convolution reads or gives, and hands the rounded numbers to
+    all who read it. The pair stays before a quantized convolution and behind it, where onnxruntime needs it for an int8 kernel.
+    """
     originals = {node.name: node for node in model.graph.node}
-    weights = {initializer.name: initializer for initializer in model.graph.initializer}
-    there = {initializer.name for initializer in quantized.graph.initializer}
-    # A quantized bias is dequantized under the name that its initializer had.
-    produced = {name for node in quantized.graph.node for name in node.output}
     wanted = frozenset(kept)
     for node in quantized.graph.node:
-        if node.name not in wanted:
-            continue
-        original = originals[node.name]
-        del node.input[:]
-        for name in original.input:
-            restored = f"{name}_float" if name in weights and name in produced else name
-            node.input.append(restored)
-            if name in weights and restored not in there:
-                quantized.graph.initializer.append(weights[name])
-                quantized.graph.initializer[-1].name = restored
-                there.add(restored)
+        if node.name in wanted:
+            _restore_weights(quantized, node, originals[node.name], model)
+    makers = {name: node for node in quantized.graph.node for name in node.output}
+    quantized_nodes = {node.name for node in quantized.graph.node if _reads_int8_weights(node, makers)}
+    plain: dict[str, str] = {}
+    for node in quantized.graph.node:
+        quantizer = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantizer is not None:
+            maker = makers.get(quantizer.input[0])
+            if maker is None or maker.name not in quantized_nodes:
+                plain[node.output[0]] = quantizer.input[0]
+    for node in quantized.graph.node:
+        if node.name not in quantized_nodes:
+            node.input[:] = [plain.get(name, name) for name in node.input]
     _drop_unread(quantized)
     return quantized
+
+
+def _restore_weights(quantized: onnx.ModelProto, node: onnx.NodeProto, original: onnx.NodeProto, model: onnx.ModelProto) -> None:
+    """Lets a node of the quantized graph read its float weights, under names of their own: a quantized bias is dequantized
+    under the name that its initializer had."""
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
+    there = {initializer.name for initializer in quantized.graph.initializer}
+    for index, name in enumerate(original.input):
+        if name not in weights:
+            continue
+        node.input[index] = f"{name}_float"
+        if node.input[index] not in there:
+            quantized.graph.initializer.append(weights[name])
+            quantized.graph.initializer[-1].name = node.input[index]
+
+
+def _reads_int8_weights(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
+    maker = makers.get(node.input[1]) if node.op_type == "Conv" else None
+    return maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] not in makers
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
