@@ -5,7 +5,16 @@ A message is one line: what is wrong, which file or argument, and the mend. Anyt
 
 from __future__ import annotations
 
-from typing import ClassVar
+import reprlib
+from typing import Any, ClassVar
+
+
+def shown(value: Any) -> str:
+    """A value of the caller's as a message can quote it: on one line, of bounded length, whatever it is."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return f"({type(value).__name__} too long to show)"
 
 
 class McRuntimeError(Exception):

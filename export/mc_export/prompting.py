@@ -41,7 +41,7 @@ def planner_prompting(
 
     Raises:
         CheckpointError: there is no fast tokenizer or no chat template, the template alters the prompt, the end token is not in
-            the vocabulary, or the saved tokenizer does not give the processor's ids.
+            the vocabulary, the frame alone exceeds the limit, or the saved tokenizer does not give the processor's ids.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     end_token = config.prompt.end_token or tokenizer.eos_token
@@ -61,6 +61,12 @@ def planner_prompting(
         if framed(segments, probe) != rendered(probe):
             raise CheckpointError(f"processor/: the chat template alters the prompt {probe!r}; it must insert it as it is")
     save_tokenizer(tokenizer, folder / name)
+    frame = len(tokenizer(rendered("") + end_token).input_ids)
+    if frame >= config.prompt.max_tokens:
+        raise CheckpointError(
+            f"metacanvas.json: prompt.max_tokens is {config.prompt.max_tokens}, and the frame around a prompt takes {frame}; "
+            "raise it"
+        )
     prompting = Prompting(
         tokenizer=name,
         segments=segments,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mc_runtime.bundle.manifest import MANIFEST_FILE, File, Manifest, manifest_from_json, manifest_to_json
-from mc_runtime.errors import BundleError
+from mc_runtime.errors import BundleError, shown
 
 # A manifest takes some kilobytes; what is larger than this is something else, and would fill the memory.
 _LARGEST_MANIFEST = 16 * 2**20
@@ -48,6 +48,8 @@ class Bundle:
 
 def open_bundle(path: str | Path) -> Bundle:
     """Read and validate a bundle's manifest; no other file is touched. Raises BundleError."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise BundleError(f"a bundle is named by its directory, got {shown(path)}")
     directory = Path(path)
     if "\0" in str(path):
         raise BundleError(f"{str(path)!r}: no such bundle; make one with `mc-runtime build CHECKPOINT -o BUNDLE`")

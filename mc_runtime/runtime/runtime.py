@@ -15,7 +15,7 @@ from mc_runtime.backends.base import Settings, Shapes
 from mc_runtime.bundle.machine import check_machine
 from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
-from mc_runtime.errors import BundleError, RequestError
+from mc_runtime.errors import BundleError, RequestError, shown
 from mc_runtime.runtime.batch import step_batch, step_shapes
 from mc_runtime.runtime.denoise import denoise
 from mc_runtime.runtime.engines import Engines, fixed
@@ -62,12 +62,14 @@ class Runtime:
         Raises:
             BundleError: the bundle is missing, damaged, of another version or made for another machine.
             EngineError: the library that one of its engines needs is not installed.
-            RequestError: threads or device make no sense.
+            RequestError: threads, device or cache_dir make no sense.
         """
         if threads is not None and (
             not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS
         ):
-            raise RequestError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
+            raise RequestError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {shown(threads)}")
+        if cache_dir is not None and not isinstance(cache_dir, (str, Path)):
+            raise RequestError(f"cache_dir must be a path, got {shown(cache_dir)}")
         bundle = open_bundle(path)
         check_machine(bundle.manifest.machine, bundle.path)
         runtime = cls(bundle, Settings(threads, device, Path(cache_dir) if cache_dir else None))
@@ -124,6 +126,8 @@ class Runtime:
         cancel: Cancel | None = None,
     ) -> Result:
         """Make pictures of a plan; the arguments are `generate`'s. Raises RequestError, EngineError or Cancelled."""
+        if not isinstance(plan, Plan):
+            raise RequestError(f"render takes what plan returned, got {shown(plan)}")
         if plan.bundle != self.bundle.digest:
             raise RequestError("this plan was made by another bundle; plan the prompt again with this runtime")
         request = TextToImage.from_arguments(

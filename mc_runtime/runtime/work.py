@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_runtime.errors import Cancelled, RequestError
+from mc_runtime.errors import Cancelled, RequestError, shown
 from mc_runtime.runtime.engines import EngineClock
 from mc_runtime.runtime.result import Step
 
@@ -53,6 +53,8 @@ class Work:
     """One request's clock, its progress, and its caller's wish to stop."""
 
     def __init__(self, on_step: OnStep | None = None, cancel: Cancel | None = None) -> None:
+        if on_step is not None and not callable(on_step):
+            raise RequestError(f"on_step must be a function that takes a Step, got {shown(on_step)}")
         self.stopwatch = Stopwatch()
         self.clock = EngineClock()
         self._on_step = on_step

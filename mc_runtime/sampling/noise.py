@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import RequestError, shown
 
 SEED_LIMIT = 2**63
 
@@ -24,7 +24,7 @@ def validated_seed(seed: int) -> int:
     except TypeError:
         number = -1
     if isinstance(seed, bool) or not 0 <= number < SEED_LIMIT:
-        raise RequestError(f"seed must be an integer from 0 to {SEED_LIMIT - 1}, got {seed!r}")
+        raise RequestError(f"seed must be an integer from 0 to {SEED_LIMIT - 1}, got {shown(seed)}")
     return number
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.bundle.manifest import Manifest, Sizes
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import RequestError, shown
 from mc_runtime.sampling.noise import SEED_LIMIT, validated_seed
 
 Output = Literal["images", "latents"]
@@ -111,21 +111,21 @@ def checked_size(sizes: Sizes, size: Any) -> tuple[int, int]:
     if size is None:
         return sizes.default
     if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_whole(side) for side in size):
-        raise RequestError(f"size must be (height, width) in whole pixels, got {size!r}")
+        raise RequestError(f"size must be (height, width) in whole pixels, got {shown(size)}")
     height, width = (int(side) for side in size)
     if sizes.served is not None:
         if (height, width) in sizes.served:
             return height, width
         near = sorted(sizes.served, key=lambda other: abs(other[0] - height) + abs(other[1] - width))[:2]
         raise RequestError(
-            f"size {height}x{width} is not served: this bundle was built for {_names(sizes.served)}; "
+            f"size {_names([(height, width)])} is not served: this bundle was built for {_names(sizes.served)}; "
             f"the nearest is {_names(near[:1])}"
         )
     if all(side % sizes.multiple == 0 and sizes.min <= side <= sizes.max for side in (height, width)):
         return height, width
     near = list(zip(_nearest(sizes, height), _nearest(sizes, width), strict=True))
     raise RequestError(
-        f"size {height}x{width} is not served: height and width must be multiples of {sizes.multiple} from "
+        f"size {_names([(height, width)])} is not served: height and width must be multiples of {sizes.multiple} from "
         f"{sizes.min} to {sizes.max}; the nearest is {_names(dict.fromkeys(near))}"
     )
 
@@ -140,7 +140,7 @@ def _nearest(sizes: Sizes, side: int) -> tuple[int, int]:
 
 
 def _names(sizes: Any) -> str:
-    return " or ".join(f"{height}x{width}" for height, width in sizes)
+    return " or ".join(f"{shown(height)}x{shown(width)}" for height, width in sizes)
 
 
 def _is_whole(value: Any) -> bool:
@@ -149,7 +149,7 @@ def _is_whole(value: Any) -> bool:
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     if not _is_whole(value) or not low <= value <= high:
-        raise RequestError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        raise RequestError(f"{name} must be a whole number from {low} to {high}, got {shown(value)}")
     return int(value)
 
 
@@ -158,15 +158,15 @@ def _guidance(manifest: Manifest, scale: Any) -> float:
         return manifest.guidance.default
     number = scale if isinstance(scale, (int, float, np.integer, np.floating)) and not isinstance(scale, bool) else math.nan
     if not 0 <= number <= _LARGEST_FLOAT:
-        raise RequestError(f"guidance_scale must be a number of 0 or more (1 turns guidance off), got {scale!r}")
+        raise RequestError(f"guidance_scale must be a number of 0 or more (1 turns guidance off), got {shown(scale)}")
     number = float(number)
     if number > 1 and manifest.guidance.branches == 1:
-        raise RequestError(f"this bundle's model takes no guidance; leave guidance_scale out (got {scale!r})")
+        raise RequestError(f"this bundle's model takes no guidance; leave guidance_scale out (got {shown(scale)})")
     return number
 
 
 def _seeds(seed: Any, images: int) -> tuple[int, ...]:
-    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes)):
+    if isinstance(seed, (Sequence, np.ndarray)) and np.ndim(seed) and not isinstance(seed, (str, bytes)):
         if len(seed) != images:
             raise RequestError(f"{len(seed)} seeds for {images} images; give one seed, or one an image")
         return tuple(validated_seed(one) for one in seed)
@@ -178,10 +178,13 @@ def _seeds(seed: Any, images: int) -> tuple[int, ...]:
 
 def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
-            array = np.array(latents, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
+        given = np.asarray(latents)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise RequestError(f"latents must be an array of numbers, got {type(latents).__name__}") from None
+    if given.dtype.kind not in "fiu":  # complex numbers, dates and objects would be cast, and lose what they mean
+        raise RequestError(f"latents must be an array of real numbers, got {given.dtype} numbers in a {type(latents).__name__}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        array = np.array(given, dtype=np.float32)
     if array.shape == shape[1:] and shape[0] == 1:
         array = array[None]
     if array.shape != shape:
@@ -200,6 +203,6 @@ def _one_each(negatives: tuple[str, ...], prompts: int) -> tuple[str, ...]:
 
 
 def _output(output: Any) -> Output:
-    if output not in _OUTPUTS:
-        raise RequestError(f"output must be {' or '.join(map(repr, _OUTPUTS))}, got {output!r}")
+    if not isinstance(output, str) or output not in _OUTPUTS:
+        raise RequestError(f"output must be {' or '.join(map(repr, _OUTPUTS))}, got {shown(output)}")
     return "latents" if output == "latents" else "images"

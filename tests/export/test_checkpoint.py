@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from mc_export.build.options import BuildOptions
+from mc_export.build.parts import sizes_of
 from mc_export.checkpoint import load_checkpoint
 from mc_export.checkpoint.assemble import assemble_checkpoint
 from mc_export.reference import ReferencePipeline
@@ -149,6 +151,11 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         (set_config("metacanvas.json", "colour", "red"), "metacanvas.json: colour: Extra inputs"),
         (set_config("metacanvas.json", "canvas", {"grid": [1, 0, 4], "pixels_per_token": 8}), "canvas.grid.1"),
         (set_config("metacanvas.json", "format_version", 2), "metacanvas.json: format_version"),
+        (set_config("metacanvas.json", "tasks", []), "metacanvas.json: tasks: .* at least 1"),
+        (set_config("metacanvas.json", "prompt", {"max_tokens": 10**6}), "metacanvas.json: prompt.max_tokens: .* 32768"),
+        (lambda folder: (folder / "metacanvas.json").write_text("[]"), "metacanvas.json: Input should be"),
+        (set_config("vae/config.json", "scaling_factor", float("nan")), "vae/config.json: scaling_factor holds NaN"),
+        (set_config("transformer/config.json", "norm_eps", [[float("inf")]]), "transformer/config.json: norm_eps holds NaN"),
         (drop_tensor("canvas.safetensors", "canvas_tokens.tokens"), "canvas_tokens.tokens' is missing"),
         (
             reshape_tensor("canvas.safetensors", "canvas_connector.plan_block.proj_out.bias"),
@@ -216,3 +223,19 @@ def test_code_of_a_checkpoint_is_not_run(metacanvas: Path, tmp_path: Path) -> No
 def test_a_source_that_is_nothing_is_refused(source: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         load_checkpoint(source)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (set_config("transformer/config.json", "sample_size", 1), "transformer/config.json: made for 1 x 1 latent cells"),
+        (set_config("transformer/config.json", "patch_size", 3), "must be multiples of 3 from 6 on"),
+    ],
+)
+def test_a_native_size_that_no_engine_can_have(
+    metacanvas: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    copy = shutil.copytree(metacanvas, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(CheckpointError, match=message):
+        sizes_of(load_checkpoint(copy), BuildOptions())

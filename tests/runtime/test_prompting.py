@@ -40,6 +40,11 @@ def processor() -> Any:
     return qwen_processor()
 
 
+def test_a_limit_that_the_frame_alone_exceeds(processor: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"prompt\.max_tokens is 1, and the frame around a prompt takes \d+; raise it"):
+        planner_prompting(processor, config(max_tokens=1), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def prompter(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Prompter:
     folder = tmp_path_factory.mktemp("bundle")

@@ -14,6 +14,10 @@ from mc_runtime.bundle.manifest import Guidance, Manifest, Sizes
 from mc_runtime.bundle.store import open_bundle
 from tests.runtime.fake_bundle import CHANNELS, write_fake_bundle
 
+# Python refuses to write it out, and so does pytest for the name of a test.
+ENDLESS_NUMBER = 10**5000
+ENDLESS = pytest.param(ENDLESS_NUMBER, id="endless")
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
@@ -42,6 +46,7 @@ def test_seeds_count_up_over_prompts_and_images(manifest: Manifest) -> None:
     assert request.seeds == (7, 8, 9, 10)
     assert TextToImage.from_arguments(manifest, prompt=["a", "red"], seed=[5, 5]).seeds == (5, 5)
     assert TextToImage.from_arguments(manifest, prompt="a", seed=np.int64(3)).seeds == (3,)
+    assert TextToImage.from_arguments(manifest, prompt="a", seed=np.array(3)).seeds == (3,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 1, 1.0])
@@ -61,6 +66,9 @@ def test_guidance_of_one_and_below_is_off(manifest: Manifest, scale: float) -> N
         ((32, 32.0), "(height, width)"),
         ((True, 32), "(height, width)"),
         ("32x32", "(height, width)"),
+        pytest.param((ENDLESS_NUMBER, 32), "size (int too long to show)x32 is not served", id="endless"),
+        ((-(10**50), 32), "the nearest is 16x32"),
+        (np.array([32, 32]), "(height, width)"),
         (32, "(height, width)"),
     ],
 )
@@ -82,12 +90,12 @@ def test_range_whose_ends_are_no_multiples(manifest: Manifest) -> None:
     assert "the nearest is 16x96" in refused(odd, size=(1, 1000))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 11, 2.0, True, "4"])
+@pytest.mark.parametrize("steps", [0, -1, 11, 2.0, True, "4", ENDLESS])
 def test_steps(manifest: Manifest, steps: Any) -> None:
     assert "steps must be a whole number from 1 to 10" in refused(manifest, steps=steps)
 
 
-@pytest.mark.parametrize("scale", [10**400, 1e39, -1, math.nan, math.inf, "2", True, [2.0]])
+@pytest.mark.parametrize("scale", [10**400, ENDLESS, 1e39, -1, math.nan, math.inf, "2", True, [2.0]])
 def test_guidance(manifest: Manifest, scale: Any) -> None:
     assert "guidance_scale must be" in refused(manifest, guidance_scale=scale)
 
@@ -98,7 +106,7 @@ def test_guidance_for_a_model_without(manifest: Manifest) -> None:
     assert not TextToImage.from_arguments(without, prompt="a").uses_guidance
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "0", None, True, [0, 1], []])
+@pytest.mark.parametrize("seed", [-1, 2**63, ENDLESS, 1.5, "0", None, True, [0, 1], [], {0}, np.zeros((1, 99)), 1j])
 def test_seeds(manifest: Manifest, seed: Any) -> None:
     assert "seed" in refused(manifest, seed=seed)
 
@@ -131,8 +139,13 @@ def test_negative_prompts_match_the_prompts(manifest: Manifest) -> None:
         (np.zeros((2, CHANNELS, 4, 4)), "got [2, 4, 4, 4]"),
         (np.full((CHANNELS, 4, 4), np.nan), "NaN"),
         (np.full((CHANNELS, 4, 4), np.inf), "infinite"),
-        ("noise", "array of numbers"),
+        ("noise", "real numbers, got <U5 numbers in a str"),
         ([[1], [1, 2]], "array of numbers"),
+        (np.ones((CHANNELS, 4, 4), complex), "real numbers, got complex128"),
+        (np.ones((CHANNELS, 4, 4), "datetime64[s]"), "real numbers, got datetime64[s]"),
+        (np.ones((CHANNELS, 4, 4), bool), "real numbers, got bool"),
+        (np.full((CHANNELS, 4, 4), 1, object), "real numbers, got object"),
+        ({"a": 1}, "real numbers, got object numbers in a dict"),
     ],
 )
 def test_latents(manifest: Manifest, latents: Any, expected: str) -> None:
@@ -150,7 +163,10 @@ def test_latents_are_copied_as_float32(manifest: Manifest) -> None:
 
 
 def test_output(manifest: Manifest) -> None:
-    assert "'images' or 'latents'" in refused(manifest, output="video")
+    for output in ("video", None, np.array(["images", "latents"]), "i" * 10**6):
+        message = refused(manifest, output=output)
+        assert "'images' or 'latents'" in message
+        assert len(message) < 200
 
 
 def test_request_error_is_a_value_error() -> None:

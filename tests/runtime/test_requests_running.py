@@ -43,9 +43,9 @@ def test_prompt_over_the_planners_limit(runtime: Runtime) -> None:
 
 def test_nothing_is_loaded_for_a_request_that_is_refused(tmp_path: Path) -> None:
     runtime = Runtime.load(write_fake_bundle(tmp_path / "bundle"), threads=1)
-    for arguments in ({"prompt": "red " * 7}, {"prompt": PROMPT, "steps": 0}, {"prompt": PROMPT, "cancel": 3}):
+    for arguments in ({"prompt": "red " * 7}, {"steps": 0}, {"cancel": 3}, {"on_step": 3}):
         with pytest.raises(RequestError):
-            runtime.generate(**arguments)
+            runtime.generate(**{"prompt": PROMPT, **arguments})
     assert runtime._engines._loading == {}
 
 
@@ -198,10 +198,26 @@ def test_timings_cover_the_request(runtime: Runtime) -> None:
     assert 0 < timings["engines"] <= stages <= timings["total"]
 
 
-@pytest.mark.parametrize("threads", [10**12, 0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("threads", [10**12, pytest.param(10**5000, id="endless"), 0, -1, 1.5, True, "2"])
 def test_threads_are_checked(tmp_path: Path, threads: Any) -> None:
     with pytest.raises(RequestError, match="threads"):
         Runtime.load(tmp_path, threads=threads)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"bundle"])
+def test_a_bundle_is_named_by_a_path(path: Any) -> None:
+    with pytest.raises(BundleError, match="named by its directory"):
+        Runtime.load(path)
+
+
+def test_where_engines_are_kept_is_a_path(folder: Path, runtime: Runtime) -> None:
+    with pytest.raises(RequestError, match="cache_dir must be a path"):
+        Runtime.load(folder / "shared", cache_dir=3)  # type: ignore[arg-type]
+
+
+def test_only_a_plan_is_rendered(runtime: Runtime) -> None:
+    with pytest.raises(RequestError, match="what plan returned, got 'a red circle'"):
+        runtime.render(PROMPT)  # type: ignore[arg-type]
 
 
 def test_unknown_device(folder: Path, runtime: Runtime) -> None:

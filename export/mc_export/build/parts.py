@@ -17,7 +17,7 @@ from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_export.program.vae import VaeDecoderProgram, VaeEncoderProgram
 from mc_runtime.bundle.manifest import Component, PromptingSet, Sizes
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import CheckpointError, RequestError
 
 # Without --size, pictures up to this many times the checkpoint's own side are served, and never less than a side of 64 tokens.
 _LARGEST = 4
@@ -69,6 +69,7 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     Raises:
         RequestError: a size asked for is too small, too large or no multiple of the latent grid; the message says the nearest
             that is served.
+        CheckpointError: the checkpoint's own size is.
     """
     config = checkpoint.model_config
     scale = checkpoint.pixels_per_latent
@@ -76,6 +77,11 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     multiple = scale * patch
     rows, columns = checkpoint.backbone.default_latent_size(config)
     native = (rows * scale, columns * scale)
+    if rows % patch or columns % patch or min(rows, columns) < _SMALLEST * patch:
+        raise CheckpointError(
+            f"{checkpoint.path}/{checkpoint.backbone.component}/config.json: made for {rows} x {columns} latent cells; "
+            f"sides must be multiples of {patch} from {_SMALLEST * patch} on"
+        )
     smallest, largest = _SMALLEST * multiple, max(_LARGEST * max(native), _LEAST_LARGEST * multiple)
     for height, width in options.sizes:
         if height % multiple or width % multiple or not smallest <= min(height, width) <= max(height, width) <= largest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,8 +62,16 @@ class Checkpoint:
         return sha256_of_files(self.path, [*files, *(self.path / name for name in single if (self.path / name).is_file())])
 
     def component_config(self, component: str) -> dict[str, Any]:
-        """``config.json`` of a component."""
-        config: dict[str, Any] = read_json(self.path / component / "config.json")
+        """``config.json`` of a component.
+
+        Raises:
+            CheckpointError: unreadable, or a number in it is not finite; the message names its key.
+        """
+        file = self.path / component / "config.json"
+        config: dict[str, Any] = read_json(file)
+        for key, value in config.items():
+            if not _is_finite(value):
+                raise CheckpointError(f"{file}: {key} holds NaN or an infinite number; fetch the file again")
         return config
 
     def load_model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -226,7 +235,7 @@ def local_folder(source: str | Path) -> Path:
 
 
 def _check_parts(checkpoint: Checkpoint) -> None:
-    """Every folder and file the checkpoint's kind needs is there."""
+    """Every folder and file the checkpoint's kind needs is there, and every model's configuration is one."""
     needed = [
         f"{checkpoint.backbone.component}/config.json",
         f"{layout.VAE}/config.json",
@@ -242,6 +251,17 @@ def _check_parts(checkpoint: Checkpoint) -> None:
     for part in needed:
         if not (checkpoint.path / part).is_file():
             raise CheckpointError(f"{checkpoint.path}: {part} is missing (see docs/checkpoint.md)")
+        if part.endswith("/config.json"):
+            checkpoint.component_config(part.partition("/")[0])
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every number in a JSON value is; Python's reader takes NaN and Infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def read_json(file: Path) -> Any:

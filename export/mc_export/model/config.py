@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from mc_runtime.errors import CheckpointError
 
 METACANVAS_FILE = "metacanvas.json"
+# What Qwen2.5-VL was trained to read; masks grow with the square of it.
+LONGEST_PROMPT = 32768
 
 
 class _Strict(BaseModel):
@@ -46,7 +48,7 @@ class CanvasConnectorConfig(_Strict):
 class PromptConfig(_Strict):
     """The instruction's limit in tokens, the token that closes it (default: the tokenizer's EOS), prompts to calibrate on."""
 
-    max_tokens: PositiveInt = 512
+    max_tokens: Annotated[int, Field(gt=0, le=LONGEST_PROMPT)] = 512
     end_token: str | None = None
     calibration: tuple[str, ...] = ()
 
@@ -55,7 +57,7 @@ class MetaCanvasConfig(_Strict):
     """The whole of ``metacanvas.json``."""
 
     format_version: Literal[1] = 1
-    tasks: tuple[Literal["text-to-image"], ...] = ("text-to-image",)
+    tasks: Annotated[tuple[Literal["text-to-image"], ...], Field(min_length=1)] = ("text-to-image",)
     conditioning: Literal["planner", "text_encoder"] = "planner"
     canvas: CanvasConfig
     context_connector: ContextConnectorConfig = ContextConnectorConfig()
@@ -78,8 +80,8 @@ def load_config(folder: Path, name: str = METACANVAS_FILE) -> MetaCanvasConfig |
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{file}: {key}: {first['msg']} (see docs/checkpoint.md)") from error
+        where = ": ".join([str(file), *filter(None, [".".join(map(str, first["loc"]))])])
+        raise CheckpointError(f"{where}: {first['msg']} (see docs/checkpoint.md)") from error
 
 
 def save_config(config: MetaCanvasConfig, folder: Path) -> None:

@@ -176,10 +176,11 @@ def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterabl
     all who read it. The pair stays before a quantized convolution and behind it, where onnxruntime needs it for an int8 kernel.
     """
     originals = {node.name: node for node in model.graph.node}
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
     wanted = frozenset(kept)
     for node in quantized.graph.node:
         if node.name in wanted:
-            _restore_weights(quantized, node, originals[node.name], model)
+            _restore_weights(quantized, node, originals[node.name], weights)
     makers = {name: node for node in quantized.graph.node for name in node.output}
     quantized_nodes = {node.name for node in quantized.graph.node if _reads_int8_weights(node, makers)}
     plain: dict[str, str] = {}
@@ -196,10 +197,11 @@ def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterabl
     return quantized
 
 
-def _restore_weights(quantized: onnx.ModelProto, node: onnx.NodeProto, original: onnx.NodeProto, model: onnx.ModelProto) -> None:
+def _restore_weights(
+    quantized: onnx.ModelProto, node: onnx.NodeProto, original: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
+) -> None:
     """Lets a node of the quantized graph read its float weights, under names of their own: a quantized bias is dequantized
     under the name that its initializer had."""
-    weights = {initializer.name: initializer for initializer in model.graph.initializer}
     there = {initializer.name for initializer in quantized.graph.initializer}
     for index, name in enumerate(original.input):
         if name not in weights:
