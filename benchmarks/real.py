@@ -38,7 +38,7 @@ def measure(size: str, work: Path, bundles: Sequence[str], steps: int, threads: 
         bundle = work / "bundles" / f"{size}-{target}-{precision}"
         bundle.parent.mkdir(parents=True, exist_ok=True)
         options = ["--target", target, "--precision", precision, "--max-batch", "1", "--json"]
-        parts[f"build {name}"] = _measured(process.mc_runtime("build", checkpoint, "-o", bundle, *options), json.loads)
+        parts[f"build {name}"] = _measured(process.mc_runtime("build", checkpoint, "-o", bundle, *options), _build_report)
         if runs and "failed" not in parts[f"build {name}"]:
             parts[f"run {name}"] = _child("bundle", bundle, steps, threads)
     for name in TORCH if runs else ():
@@ -62,6 +62,12 @@ def _measured(command: Sequence[str], parse: Callable[[str], Any] | None = None)
         return {"failed": str(error)}
     found = {"seconds": ran.seconds, "peak_bytes": ran.peak_bytes}
     return found | ({"report": parse(ran.output)} if parse else {})
+
+
+def _build_report(text: str) -> dict[str, Any]:
+    """The build's report without the folder, which is this machine's own."""
+    report: dict[str, Any] = json.loads(text)
+    return report | {"bundle": Path(report["bundle"]).name}
 
 
 def _child(what: str, path: Path, steps: int, threads: int) -> dict[str, Any]:

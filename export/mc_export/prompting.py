@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from mc_export.backbones.base import Backbone
 from mc_export.model.config import MetaCanvasConfig
+from mc_export.tokenizers import pad_id, save_tokenizer
 from mc_runtime.bundle.manifest import Prompting, Segment
 from mc_runtime.errors import CheckpointError
 from mc_runtime.prompting.template import framed
@@ -72,68 +71,32 @@ def planner_prompting(
         segments=segments,
         max_tokens=config.prompt.max_tokens,
         truncate=False,
-        pad_id=_pad_id(tokenizer),
+        pad_id=pad_id(tokenizer),
         end_token_id=end_id,
     )
     _check(prompting, folder, lambda prompt: tokenizer(rendered(prompt) + end_token).input_ids)
     return prompting
 
 
-def sana_prompting(tokenizer: Any, folder: Path, name: str = "text_encoder_tokenizer.json") -> Prompting:
-    """`SanaPipeline`'s prompts, read from its defaults: the "complex human instruction" before a positive prompt, and the
-    first row and the last `max_sequence_length - 1` rows of the padded sequence as context.
-
-    Args:
-        tokenizer: the checkpoint's Gemma tokenizer.
-        folder: the bundle in the making; the tokenizer is written to `folder/name`.
-        name: the tokenizer's file.
+def text_prompting(backbone: Backbone, tokenizers: Sequence[Any], folder: Path) -> tuple[Prompting, ...]:
+    """The prompts of a checkpoint's own text encoders, as its pipeline makes them; writes their tokenizers to `folder`.
 
     Raises:
-        CheckpointError: there is no fast tokenizer, or the saved one does not give the same ids.
+        CheckpointError: there is no fast tokenizer, or the saved one does not give the pipeline's ids.
     """
-    from diffusers import SanaPipeline
+    files = [f"{encoder.model}_tokenizer.json" for encoder in backbone.encoders]
+    for tokenizer, name in zip(tokenizers, files, strict=True):
+        save_tokenizer(tokenizer, folder / name)
+    promptings = backbone.prompting(tokenizers, files)
+    for index, prompting in enumerate(promptings):
 
-    defaults = inspect.signature(SanaPipeline.__call__).parameters
-    limit: int = defaults["max_sequence_length"].default
-    instruction = "\n".join(defaults["complex_human_instruction"].default)
-    total = len(tokenizer.encode(instruction)) + limit - 2
-    save_tokenizer(tokenizer, folder / name)
-    prompting = Prompting(
-        tokenizer=name,
-        segments=(Segment(text=instruction), Segment(slot="prompt")),
-        negative_segments=(Segment(slot="prompt"),),
-        normalize="lower_strip",
-        max_tokens=total,
-        negative_max_tokens=limit,
-        truncate=True,
-        pad_id=_pad_id(tokenizer),
-        select=(0, *range(total - limit + 1, total)),
-    )
+        def expected(prompt: str, index: int = index, padded: bool = prompting.pad_to_max) -> list[int]:
+            tokens = backbone.text_tokens(tokenizers, [prompt])
+            ids, mask = tokens.input_ids[index][0], tokens.attention_masks[index][0]
+            return [int(token) for token in (ids if padded else ids[mask.bool()])]
 
-    def expected(prompt: str) -> list[int]:
-        text = instruction + prompt.lower().strip()
-        return list(tokenizer(text, max_length=total, truncation=True, padding=False).input_ids)
-
-    _check(prompting, folder, expected)
-    return prompting
-
-
-def save_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Writes the fast tokenizer behind a transformers one, free of padding and truncation left by earlier calls.
-
-    Raises:
-        CheckpointError: it has none.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(
-            f"{type(tokenizer).__name__} has no fast tokenizer; save the checkpoint with one (tokenizer.json)"
-        )
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    copy.save(str(path))
+        _check(prompting, folder, expected)
+    return promptings
 
 
 def _segments(rendered: str) -> tuple[Segment, ...]:
@@ -145,16 +108,11 @@ def _segments(rendered: str) -> tuple[Segment, ...]:
     return tuple(piece for piece in pieces if piece.text != "")
 
 
-def _pad_id(tokenizer: Any) -> int:
-    """The padding token, or any other: padding is masked everywhere."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in known if token is not None)
-
-
 def _check(prompting: Prompting, folder: Path, expected: Callable[[str], list[int]]) -> None:
     """Compares the saved tokenizer with the checkpoint's on prompts that are hard to get right."""
     prompter = Prompter(prompting, folder)
     for probe in PROBES:
         encoded = prompter.encode([probe])
-        if encoded.input_ids[0, : encoded.lengths[0]].tolist() != list(expected(probe)):
+        length = None if prompting.pad_to_max else encoded.lengths[0]
+        if encoded.input_ids[0, :length].tolist() != list(expected(probe)):
             raise CheckpointError(f"the saved tokenizer gives other ids than the checkpoint's own for {probe!r}")

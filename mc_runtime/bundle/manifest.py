@@ -26,6 +26,13 @@ Component = str
 """`planner`, `text_encoder`, `step`, `vae_decoder`, `vae_encoder`; a later task may add names."""
 
 
+ConditionSource = Literal[
+    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "first_frame",
+    "has_first_frame", "condition_latents", "condition_mask",
+]  # fmt: skip
+"""What a further input of the step engine is filled with; docs/bundle.md has the table."""
+
+
 class Precision(StrEnum):
     """What an engine computes in; its inputs and outputs stay float32 and int64."""
 
@@ -106,14 +113,37 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """`channels` of the latents, pixels per latent cell along height and width, latent cells per token."""
+    """The latents' `channels`; along height and width, pixels per cell and cells per token; pixel `frames` per latent frame."""
 
     channels: int
     scale: int
     patch: int
+    frames: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(channels=self.channels, scale=self.scale, patch=self.patch)
+        _at_least_one(channels=self.channels, scale=self.scale, patch=self.patch, frames=self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Pixel frames of a video, `first + k * multiple`, and frames a second when the request names none."""
+
+    default: int
+    multiple: int
+    first: int
+    max: int
+    fps: float
+
+    def __post_init__(self) -> None:
+        _at_least_one(default=self.default, multiple=self.multiple, first=self.first, max=self.max)
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps: expected more than 0 and at most 1000, found {self.fps:g}")
+        if not self.serves(self.default):
+            raise ValueError(f"default: {self.default} is none of {self.first} + k * {self.multiple} up to {self.max}")
+
+    def serves(self, count: int) -> bool:
+        """Whether a video of `count` frames can be made."""
+        return self.first <= count <= self.max and (count - self.first) % self.multiple == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +167,16 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Default scale, and how many branches the step engine weighs (1: the model takes no guidance)."""
+    """Default scale, and how many branches the step engine weighs.
+
+    `embedded`: the model takes the scale as an input. `ramp_from`: the scale of a video's first frame, which rises to the
+    request's at its last. With one branch and neither, the model takes no guidance.
+    """
 
     default: float
     branches: int
+    embedded: bool = False
+    ramp_from: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.branches <= 3:
@@ -213,7 +249,8 @@ class Prompting:
 
     `negative_segments` frames the negative prompt where it differs. `max_tokens` counts the frame too.
     `select` are the rows of the padded sequence that the text encoder keeps (negative ones count from the
-    end), as SANA does after its instruction.
+    end), as SANA does after its instruction. `gives_context` is off for an encoder that gives a pooled vector only;
+    `padding_counts` is on where the backbone reads the padded rows too, as it was trained to.
     """
 
     tokenizer: str
@@ -227,6 +264,8 @@ class Prompting:
     pad_to_max: bool = False
     end_token_id: int | None = None
     select: tuple[int, ...] | None = None
+    gives_context: bool = True
+    padding_counts: bool = False
 
     def __post_init__(self) -> None:
         _at_least_one(max_tokens=self.max_tokens, negative_max_tokens=self.negative_max_tokens or 1)
@@ -238,10 +277,16 @@ class Prompting:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptingSet:
-    """The prompting of each engine that reads text."""
+    """The prompting of each model that reads text; the `text_encoder` engine holds up to two."""
 
     planner: Prompting | None = None
     text_encoder: Prompting | None = None
+    text_encoder_2: Prompting | None = None
+
+    @property
+    def all(self) -> tuple[Prompting, ...]:
+        """Those that there are."""
+        return tuple(spec for spec in (self.planner, self.text_encoder, self.text_encoder_2) if spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +319,8 @@ class Manifest:
     guidance: Guidance
     steps: Steps
     sampler: Sampler
+    frames: Frames | None = None
+    conditions: dict[str, ConditionSource] = field(default_factory=dict)
     canvas: Canvas | None = None
     prompting: PromptingSet
     empty_plan: str | None = None
@@ -293,7 +340,7 @@ class Manifest:
             if component not in self.engines:
                 raise ValueError(f"engines: {component!r} is missing")
         for component, engine in self.engines.items():
-            check_signature(component, engine)
+            check_signature(component, engine, self.conditions if component == "step" else {})
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
         if self.engines[self.conditioning].output("context") is None:
@@ -316,7 +363,7 @@ class Manifest:
         """Every file that another field of the manifest names."""
         named = {file for engine in self.engines.values() for file in engine.files}
         named |= {self.sampler.file}
-        named |= {spec.tokenizer for spec in (self.prompting.planner, self.prompting.text_encoder) if spec}
+        named |= {spec.tokenizer for spec in self.prompting.all}
         return named | ({self.empty_plan} if self.empty_plan else set())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +13,12 @@ _TEXT = {"input_ids": 2, "attention_mask": 2}
 _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
     "planner": (
         {**_TEXT, "position_ids?": 3, "canvas_position_ids?": 5},
-        {"canvas": 5, "context?": 3},
+        {"canvas": 5, "context?": 3, "pooled?": 2},
     ),
-    "text_encoder": ({**_TEXT, "select?": 1}, {"context": 3}),
+    "text_encoder": (
+        {**_TEXT, "input_ids_2?": 2, "attention_mask_2?": 2, "select?": 1},
+        {"context": 3, "pooled?": 2},
+    ),
     "step": (
         {
             "sample": 4, "history?": 5, "timestep": 1, "coefficients": 2, "guidance": 2, "context": 4, "context_mask": 3,
@@ -27,11 +30,15 @@ _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
 }  # fmt: skip
 
 
-def check_signature(component: str, engine: Engine) -> None:
-    """Raise ValueError where the runtime could not run an engine of this component: a tensor is missing, unknown or flat."""
+def check_signature(component: str, engine: Engine, conditions: Iterable[str] = ()) -> None:
+    """Raise ValueError where the runtime could not run an engine of this component: a tensor is missing, unknown or flat.
+
+    `conditions` are the further inputs that the manifest names.
+    """
     signature = _SIGNATURES.get(component)
     if signature is None:
         return
+    signature = ({**signature[0], **dict.fromkeys(conditions, 1)}, signature[1])
     for side, known, tensors in zip(("inputs", "outputs"), signature, (engine.inputs, engine.outputs), strict=True):
         _check(f"engines.{component}.{side}", known, tensors)
 

@@ -27,17 +27,20 @@ class Encoded:
         attention_mask: i64 `[B, L]`, 1 at real tokens.
         lengths: i64 `[B]`, real tokens of each prompt.
         select: i64 `[S]`, the rows whose hidden states become the context, ascending and below L.
+        padding_counts: whether the backbone reads padded rows too.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     lengths: NDArray[np.int64]
     select: NDArray[np.int64]
+    padding_counts: bool = False
 
     @property
     def context_mask(self) -> NDArray[np.int64]:
-        """i64 `[B, S]`: which rows of the context are real."""
-        return self.attention_mask[:, self.select]
+        """i64 `[B, S]`: which rows of the context count."""
+        mask = self.attention_mask[:, self.select]
+        return np.ones_like(mask) if self.padding_counts else mask
 
 
 class Prompter:
@@ -80,7 +83,7 @@ class Prompter:
         for row, ids in zip(input_ids, sequences, strict=True):
             row[: len(ids)] = ids
         mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-        return Encoded(input_ids, mask, lengths, self._selected(width, limit, negative))
+        return Encoded(input_ids, mask, lengths, self._selected(width, limit, negative), self.spec.padding_counts)
 
     def _limit(self, negative: bool) -> int:
         if negative and self.spec.negative_max_tokens is not None:

@@ -25,16 +25,19 @@ class Branch:
         context: f32 `[L, D_ctx]`, the rows that cross-attention reads, without padding at the end.
         context_mask: i64 `[L]`, 1 where a row counts.
         canvas: f32 `[t, h, w, D_b]`, the layout the planner drew; None for a stock pipeline.
+        pooled: f32 `[P]`, for a backbone that takes a vector beside its context.
     """
 
     context: NDArray[np.float32]
     context_mask: NDArray[np.int64]
     canvas: NDArray[np.float32] | None
+    pooled: NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
-        return self.context.nbytes + self.context_mask.nbytes + (0 if self.canvas is None else self.canvas.nbytes)
+        optional = (array.nbytes for array in (self.canvas, self.pooled) if array is not None)
+        return self.context.nbytes + self.context_mask.nbytes + sum(optional)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,13 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of one text, for every engine that reads text; `is_empty_negative` may be served by the stored plan."""
+    """One text's token ids, for every model of every engine that reads text.
 
-    by_engine: Mapping[Component, Encoded]
+    `context` is of the model whose rows become the context; `is_empty_negative` may be served by the stored plan.
+    """
+
+    by_engine: Mapping[Component, tuple[Encoded, ...]]
+    context: Encoded
     is_empty_negative: bool
 
 
@@ -49,11 +53,11 @@ class Planning:
         self._engines = engines
         self._cache = ContentCache(CACHE_BYTES)
         prompting = bundle.manifest.prompting
-        specs = {"planner": prompting.planner, "text_encoder": prompting.text_encoder}
+        specs = {"planner": [prompting.planner], "text_encoder": [prompting.text_encoder, prompting.text_encoder_2]}
         self._prompters = {
-            component: Prompter(spec, bundle.path)
-            for component, spec in specs.items()
-            if spec is not None and component in bundle.manifest.required_components()
+            component: tuple(Prompter(spec, bundle.path) for spec in of_engine if spec)
+            for component, of_engine in specs.items()
+            if component in bundle.manifest.required_components()
         }
         self._empty: dict[str, Array] | None = None
 
@@ -68,15 +72,21 @@ class Planning:
 
     def encode(self, text: str, *, negative: bool = False) -> EncodedPrompt:
         """Token ids of a text. Raises RequestError where it is too long for an engine."""
-        encoded = {name: prompter.encode([text], negative=negative) for name, prompter in self._prompters.items()}
-        return EncodedPrompt(encoded, is_empty_negative=negative and not text)
+        encoded = {
+            name: tuple(prompter.encode([text], negative=negative) for prompter in prompters)
+            for name, prompters in self._prompters.items()
+        }
+        conditioning = self._bundle.manifest.conditioning
+        of_context = zip(self._prompters[conditioning], encoded[conditioning], strict=True)
+        context = next(found for prompter, found in of_context if prompter.spec.gives_context)
+        return EncodedPrompt(encoded, context, is_empty_negative=negative and not text)
 
     def rows(self, prompt: EncodedPrompt, size: tuple[int, int]) -> int:
         """How many context rows the branch of this text will have."""
         stored = self._stored(self.grid(size)) if prompt.is_empty_negative else None
         if stored is not None:
             return len(stored.context)
-        return _last_row(prompt.by_engine[self._bundle.manifest.conditioning])
+        return _last_row(prompt.context)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int, int] | None:
         """The canvas grid of a picture of (height, width) pixels; None for a stock pipeline."""
@@ -91,11 +101,10 @@ class Planning:
         if stored is not None:
             return stored
         outputs = {name: self._outputs(name, encoded, grid, clock) for name, encoded in prompt.by_engine.items()}
-        context = outputs[manifest.conditioning]["context"]
-        encoded = prompt.by_engine[manifest.conditioning]
-        mask, rows = encoded.context_mask[0], _last_row(encoded)
+        given = outputs[manifest.conditioning]
+        mask, rows = prompt.context.context_mask[0], _last_row(prompt.context)
         canvas = outputs["planner"]["canvas"] if grid else None
-        return Branch(context[:rows], mask[:rows], canvas)
+        return Branch(given["context"][:rows], mask[:rows], canvas, given.get("pooled"))
 
     def _stored(self, grid: tuple[int, int, int] | None) -> Branch | None:
         """The empty prompt's branch from the bundle, where it has one for this grid."""
@@ -107,18 +116,21 @@ class Planning:
         canvas = self._empty.get("canvas")
         if (None if canvas is None else canvas.shape[:3]) != grid:
             return None
-        return Branch(self._empty["context"], self._empty["context_mask"], canvas)
+        return Branch(self._empty["context"], self._empty["context_mask"], canvas, self._empty.get("pooled"))
 
     def _outputs(
-        self, component: Component, encoded: Encoded, grid: tuple[int, int, int] | None, clock: EngineClock
+        self, component: Component, encoded: Sequence[Encoded], grid: tuple[int, int, int] | None, clock: EngineClock
     ) -> dict[str, Array]:
         """Outputs without the batch dimension, from the cache where this content was seen before."""
         where = grid if component == "planner" else None
-        key: Hashable = (self._bundle.digest, component, encoded.input_ids.tobytes(), encoded.select.tobytes(), where)
+        texts = tuple((text.input_ids.tobytes(), text.select.tobytes()) for text in encoded)
+        key: Hashable = (self._bundle.digest, component, texts, where)
         outputs: _Outputs = self._cache.get_or_make(key, lambda: self._run(component, encoded, grid, clock))
         return outputs.arrays
 
-    def _run(self, component: Component, encoded: Encoded, grid: tuple[int, int, int] | None, clock: EngineClock) -> _Outputs:
+    def _run(
+        self, component: Component, encoded: Sequence[Encoded], grid: tuple[int, int, int] | None, clock: EngineClock
+    ) -> _Outputs:
         engine = self._engines.get(component)
         inputs = _inputs(engine, encoded, grid)
         return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
@@ -128,12 +140,12 @@ def _empty_plan(path: Path, step: EngineSpec) -> dict[str, Array]:
     """The stored plan's arrays, each what the step engine takes for one branch. Raises BundleError."""
     arrays = load_arrays(path)
     rows = len(arrays["context"]) if "context" in arrays and arrays["context"].ndim else 0
-    for name in ("context", "context_mask", "canvas"):
+    for name in ("context", "context_mask", "canvas", "pooled"):
         tensor = step.input(name)
         if tensor is None:
             continue
         # Of an engine's [B, G, ...]; rows of context are filled up later where the engine wants more.
-        wanted = tensor.shape[2:] if name == "canvas" else (max(1, rows), *tensor.shape[3:])
+        wanted = (max(1, rows), *tensor.shape[3:]) if name.startswith("context") else tensor.shape[2:]
         array = arrays.get(name)
         if array is None or array.dtype != tensor.dtype or not fits(wanted, array.shape) or not np.isfinite(array).all():
             raise BundleError(
@@ -148,20 +160,23 @@ def _last_row(encoded: Encoded) -> int:
     return int(encoded.context_mask[0].nonzero()[0].max(initial=0)) + 1
 
 
-def _inputs(engine: LoadedEngine, encoded: Encoded, grid: tuple[int, int, int] | None) -> dict[str, Array]:
+def _inputs(engine: LoadedEngine, encoded: Sequence[Encoded], grid: tuple[int, int, int] | None) -> dict[str, Array]:
     """The engine's inputs for one text, filled up where the engine has its batch or its length fixed."""
-    positions = text_positions(encoded.attention_mask)
-    ids, mask, select = encoded.input_ids, encoded.attention_mask, encoded.select
-    length = fixed(engine.spec, "input_ids", 1) or ids.shape[1]
-    rows = fixed(engine.spec, "select", 0) or len(select)
-    inputs = {
-        "input_ids": padded(ids, 1, length),
-        "attention_mask": padded(mask, 1, length),
-        "position_ids": padded(positions, 2, length),
-        "select": padded(select, 0, rows),
-    }
+    inputs: dict[str, Array] = {}
+    axes: dict[str, int] = {}
+    for index, text in enumerate(encoded):
+        suffix = f"_{index + 1}" if index else ""
+        length = fixed(engine.spec, f"input_ids{suffix}", 1) or text.input_ids.shape[1]
+        rows = fixed(engine.spec, f"select{suffix}", 0) or len(text.select)
+        inputs |= {
+            f"input_ids{suffix}": padded(text.input_ids, 1, length),
+            f"attention_mask{suffix}": padded(text.attention_mask, 1, length),
+            f"position_ids{suffix}": padded(text_positions(text.attention_mask), 2, length),
+            f"select{suffix}": padded(text.select, 0, rows),
+        }
+        axes |= {f"input_ids{suffix}": 0, f"attention_mask{suffix}": 0, f"position_ids{suffix}": 1}
     if grid is not None:
-        inputs["canvas_position_ids"] = canvas_positions(encoded.lengths, Grid(*grid))
+        inputs["canvas_position_ids"] = canvas_positions(encoded[0].lengths, Grid(*grid))
+        axes["canvas_position_ids"] = 1
     batch = fixed(engine.spec, "input_ids", 0) or 1
-    axes = {"input_ids": 0, "attention_mask": 0, "position_ids": 1, "canvas_position_ids": 1}
     return {name: np.repeat(array, batch, axis=axes[name]) if name in axes else array for name, array in inputs.items()}

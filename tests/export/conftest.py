@@ -17,9 +17,7 @@ from mc_export.program.base import Program
 from mc_export.program.export import export_program
 from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
 
-LIMITS = Limits(
-    max_batch=4, max_tokens=16, max_canvas=8, planner_length=64, text_length=128, context_length=64, order=2
-)
+LIMITS = Limits(max_batch=4, max_tokens=16, max_canvas=8, planner_length=64, text_lengths=(128,), context_length=64, order=2)
 
 
 class Exported(NamedTuple):

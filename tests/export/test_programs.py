@@ -111,7 +111,7 @@ def test_encoder_equals_the_published_one() -> None:
 def test_text_encoder_equals_the_published_one_across_its_window() -> None:
     encoder, _ = tiny_text_encoder(seed=4)
     length = 3 * encoder.config.sliding_window // 2
-    program = TextEncoderProgram(tiny_text_encoder(seed=4)[0], nn.Identity(), CONTEXT_DIM).eval()
+    program = TextEncoderProgram(Sana(), [tiny_text_encoder(seed=4)[0]], nn.Identity(), CONTEXT_DIM).eval()
     feed = program.example({"B": 3, "L": length, "S": 11})
     with torch.no_grad():
         states = encoder(feed["input_ids"], attention_mask=feed["attention_mask"]).last_hidden_state
@@ -156,20 +156,26 @@ def test_linear_attention_survives_the_onnx_optimiser(processor: object, survive
         close(torch.from_numpy(result), expected)
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_shared_sinusoids_equal_the_layers_they_replace(flip: bool) -> None:
-    layers = nn.ModuleList([Timesteps(64, flip, 0), nn.ModuleList([Timesteps(64, flip, 0)])])
+def test_shared_sinusoids_equal_the_layers_they_replace() -> None:
+    kinds = [Timesteps(64, True, 0), Timesteps(64, False, 0), Timesteps(32, True, 1, scale=2)]
+    again = Timesteps(64, True, 0)
+    layers = nn.ModuleList([*kinds, nn.ModuleList([again])])
     timesteps = torch.tensor([0.0, 3.25, 987.5])
-    expected = layers[0](timesteps)
-    shared = SharedSinusoids(layers)
-    close(shared(timesteps), expected)
-    shared.publish(shared(timesteps))
-    close(layers[1][0](timesteps), expected)
+    expected = [kind(timesteps) for kind in kinds]
+    shared = SharedSinusoids(layers, ["0", "1", "2", "3.0"])
+    sinusoids = shared(timesteps)
+    assert len(sinusoids) == len(kinds)
+    for actual, wanted in zip(sinusoids, expected, strict=True):
+        close(actual, wanted)
+    shared.publish(sinusoids)
+    for layer, wanted in zip([*layers[:3], layers[3][0]], [*expected, expected[0]], strict=True):
+        close(layer(timesteps), wanted)
 
 
-def test_sinusoids_of_two_kinds_cannot_be_shared() -> None:
-    with pytest.raises(ValueError, match="one kind"):
-        SharedSinusoids(nn.ModuleList([Timesteps(64, True, 0), Timesteps(32, True, 0)]))
+def test_only_timestep_embeddings_of_pairs_can_be_shared() -> None:
+    for layer in (nn.Linear(2, 2), Timesteps(31, True, 0)):
+        with pytest.raises(ValueError, match="no timestep embedding"):
+            SharedSinusoids(nn.ModuleList([layer]), ["0"])
 
 
 class _BakedIn(Program):

@@ -13,7 +13,8 @@ import torch
 from diffusers import SanaPipeline
 from transformers import Gemma2Config, Gemma2Model
 
-from mc_export.prompting import sana_prompting
+from mc_export.backbones.sana import Sana
+from mc_export.prompting import text_prompting
 from mc_runtime.prompting import Encoded, Prompter
 from tests.tiny_tokenizers import gemma_tokenizer
 
@@ -45,13 +46,13 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def prompter(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Prompter:
     folder = tmp_path_factory.mktemp("bundle")
-    return Prompter(sana_prompting(tokenizer, folder), folder)
+    return Prompter(*text_prompting(Sana(), [tokenizer], folder), folder)
 
 
 @pytest.fixture(scope="module")
 def folder(prompter: Prompter, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again")
-    sana_prompting(tokenizer, folder)
+    text_prompting(Sana(), [tokenizer], folder)
     return folder
 
 

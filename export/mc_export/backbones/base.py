@@ -3,20 +3,91 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mc_export.program.base import Axis
+from mc_export.sampler import SetTimesteps, dynamic_shift_timesteps
+from mc_runtime.bundle.manifest import ConditionSource, Prompting
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A further input of a backbone's step, beside latents, timestep, context and canvas.
+
+    Attributes:
+        name: of the step's input, and of the keyword that :meth:`Backbone.arguments` gets.
+        shape: after the batch (and after the branches, if it has them); a string is a dynamic dimension. The latents' own
+            dimensions are `T`, `H` and `W`.
+        source: what the runtime fills it with.
+        per_branch: whether every guidance branch has its own.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    source: ConditionSource
+    per_branch: bool = False
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What a checkpoint's own text encoders make of prompts: context `[B, L, D]`, and a pooled vector `[B, P]` or None."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Ids and masks ``[B, L_i]``, one an encoder.
+
+    ``context_mask`` is ``[B, L]``; ``select`` ``[L]`` are the rows that become context, all if None.
+    """
+
+    input_ids: tuple[Tensor, ...]
+    attention_masks: tuple[Tensor, ...]
+    context_mask: Tensor
+    select: Tensor | None = None
+
+    def engine_inputs(self) -> dict[str, Tensor]:
+        """As the `text_encoder` engine names them."""
+        inputs: dict[str, Tensor] = {}
+        for index, (ids, mask) in enumerate(zip(self.input_ids, self.attention_masks, strict=True)):
+            suffix = f"_{index + 1}" if index else ""
+            inputs |= {f"input_ids{suffix}": ids, f"attention_mask{suffix}": mask}
+        return inputs if self.select is None else inputs | {"select": self.select}
+
+
+@dataclass(frozen=True)
+class EncoderFolders:
+    """A text encoder of a pipeline: the folder of its model and that of its tokenizer."""
+
+    model: str
+    tokenizer: str
+
 
 class Backbone(ABC):
     """One kind of diffusion backbone.
+
+    Latents are `[B, C, H, W]`, those of a video `[B, C, T, H, W]`, whatever the model's own layout.
 
     Attributes:
         name: short name, as in the manifest.
         model_classes: diffusers classes of the model, as in ``model_index.json``.
         component: the folder of the model in a pipeline directory, ``transformer`` or ``unet``.
         patch_embedding: the submodule after which the canvas is added.
-        tasks: what the backbone can be asked for.
+        tasks: what a stock checkpoint can be asked for.
+        encoders: the text encoders a stock checkpoint keeps.
+        selects_rows: whether only some rows of the encoders' states become context.
+        latent_axes: the latents' dynamic dimensions, behind the channels.
+        default_frames: pixel frames of a video when the request names none; None for pictures.
+        default_fps: of a video.
+        guidance_branches: predictions that guidance weighs; 1 where the model takes the scale as an input, or none at all.
+        embeds_guidance: whether the model takes the guidance scale as an input.
+        guidance_ramp_from: guidance scale of a video's first frame, rising to the request's at the last one; None: one for all.
     """
 
     name: ClassVar[str]
@@ -26,6 +97,14 @@ class Backbone(ABC):
     tasks: ClassVar[tuple[str, ...]]
     default_guidance: ClassVar[float]
     default_steps: ClassVar[int]
+    encoders: ClassVar[tuple[EncoderFolders, ...]] = ()
+    selects_rows: ClassVar[bool] = False
+    latent_axes: ClassVar[tuple[str, ...]] = ("H", "W")
+    default_frames: ClassVar[int | None] = None
+    default_fps: ClassVar[float] = 24.0
+    guidance_branches: ClassVar[int] = 2
+    embeds_guidance: ClassVar[bool] = False
+    guidance_ramp_from: ClassVar[float | None] = None
 
     @abstractmethod
     def width(self, config: Any) -> int:
@@ -34,6 +113,10 @@ class Backbone(ABC):
     @abstractmethod
     def context_width(self, config: Any) -> int:
         """Width of the context the model takes: the context connector's output width."""
+
+    def pooled_width(self, config: Any) -> int | None:
+        """Width of the pooled vector the model takes beside its context; None where it takes none."""
+        return None
 
     @abstractmethod
     def latent_channels(self, config: Any) -> int:
@@ -49,7 +132,28 @@ class Backbone(ABC):
 
     @abstractmethod
     def timestep_scale(self, config: Any) -> float:
-        """What the scheduler's timesteps are multiplied with before the model sees them."""
+        """What the scheduler's timesteps are multiplied with before the step engine sees them."""
+
+    def timestep_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """The model's ``Timesteps`` layers that are called with the step's timestep, one value a sample.
+
+        The step computes their sinusoids itself (see `mc_export.program.timesteps`).
+        """
+        from diffusers.models.embeddings import Timesteps
+
+        return tuple(name for name, layer in model.named_modules() if isinstance(layer, Timesteps))
+
+    def conditions(self, config: Any) -> tuple[Condition, ...]:
+        """Further inputs of the step."""
+        return ()
+
+    def condition_axes(self, config: Any, max_tokens: int) -> tuple[Axis, ...]:
+        """The dynamic dimensions of the conditions that the latents do not have; `max_tokens` is the longest side's."""
+        return ()
+
+    def condition_examples(self, config: Any, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Conditions that standard normal numbers, as in ``drawn``, would not stand for: flags, sizes, scales."""
+        return {}
 
     @abstractmethod
     def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:
@@ -64,13 +168,33 @@ class Backbone(ABC):
 
     @abstractmethod
     def arguments(
-        self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Any
+        self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Tensor
     ) -> dict[str, Any]:
-        """Keyword arguments of the model's forward."""
+        """Keyword arguments of the model's forward.
+
+        Args:
+            model: as published, or after :meth:`prepare_for_export`.
+            sample: scaled latents, a row a branch: `[N, C, (T,) H, W]`.
+            timestep: `[N]`, scaled by :meth:`timestep_scale`.
+            context: `[N, L, D]`; the prepared one after :meth:`prepare_for_export`.
+            context_mask: `[N, L]`, 1 where a row counts.
+            conditions: those of :meth:`conditions`, a row a branch: `[N, *shape]`.
+        """
+
+    def canvas_timestep(self, timestep: Tensor, sample: Tensor, **conditions: Tensor) -> Tensor:
+        """The timesteps the canvas connector sees, ``[N]``, or ``[N, T]`` where frames carry their own."""
+        return timestep
 
     @abstractmethod
     def prediction(self, output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that the sampler takes (learned variances are dropped), of the sample's shape."""
+
+    def settled(self, sample: Tensor, **conditions: Tensor) -> Tensor:
+        """The next latents `[B, C, (T,) H, W]` with what no step may change put back (a video's given first frame).
+
+        ``conditions`` are those that all branches share.
+        """
+        return sample
 
     @abstractmethod
     def prepare_for_export(self, model: nn.Module) -> None:
@@ -89,3 +213,28 @@ class Backbone(ABC):
 
         The module keeps what it needs of ``model``; take it before :meth:`prepare_for_export`.
         """
+
+    @abstractmethod
+    def encode_text(
+        self, encoders: Sequence[nn.Module], input_ids: Sequence[Tensor], attention_masks: Sequence[Tensor]
+    ) -> TextStates:
+        """What the pipeline's text encoders, in the order of :attr:`encoders`, make of their ids and masks ``[B, L_i]``.
+
+        It survives export with dynamic sizes. Masks are right padded. Rows are not selected yet.
+        """
+
+    def context_rows(self, lengths: Sequence[str]) -> str:
+        """Which of the encoders' lengths, by name, is the context's; the first one's unless they differ."""
+        return lengths[0]
+
+    @abstractmethod
+    def text_tokens(self, tokenizers: Sequence[Any], prompts: Sequence[str], *, negative: bool = False) -> TextTokens:
+        """Ids and masks of prompts, exactly as diffusers' pipeline makes them with transformers' tokenizers."""
+
+    @abstractmethod
+    def prompting(self, tokenizers: Sequence[Any], files: Sequence[str]) -> tuple[Prompting, ...]:
+        """How the runtime makes the same ids from the tokenizers saved as ``files``; one an encoder."""
+
+    def set_timesteps(self, scheduler: Any) -> SetTimesteps | None:
+        """How diffusers' pipeline sets the scheduler's timesteps where it does more than name a step count."""
+        return dynamic_shift_timesteps if scheduler.config.get("use_dynamic_shifting") else None

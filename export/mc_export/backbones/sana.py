@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Backbone
+from mc_export.backbones.base import Backbone, EncoderFolders, TextStates, TextTokens
 from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import SanaContext, use_exportable_self_attention, use_prepared_context
+from mc_export.backbones.sana_text import gemma_states, sana_prompting, sana_tokens
+from mc_runtime.bundle.manifest import Prompting
 
 MASK_BIAS = -10000.0  # what diffusers' Sana adds to the scores of rows that do not count
 
@@ -23,6 +26,8 @@ class Sana(Backbone):
     tasks = ("text-to-image",)
     default_guidance = 4.5
     default_steps = 20
+    encoders = (EncoderFolders("text_encoder", "tokenizer"),)
+    selects_rows = True
 
     def width(self, config: Any) -> int:
         return int(config.num_attention_heads * config.attention_head_dim)
@@ -50,7 +55,7 @@ class Sana(Backbone):
         return tokens + residual.flatten(1, 3)
 
     def arguments(
-        self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Any
+        self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Tensor
     ) -> dict[str, Any]:
         # Given as a bias [B, 1, L], the mask takes the same way through the model as a 0/1 mask does.
         return {
@@ -74,3 +79,14 @@ class Sana(Backbone):
 
     def context_preparation(self, model: nn.Module) -> nn.Module:
         return SanaContext(model)
+
+    def encode_text(
+        self, encoders: Sequence[nn.Module], input_ids: Sequence[Tensor], attention_masks: Sequence[Tensor]
+    ) -> TextStates:
+        return TextStates(gemma_states(encoders[0], input_ids[0], attention_masks[0]))
+
+    def text_tokens(self, tokenizers: Sequence[Any], prompts: Sequence[str], *, negative: bool = False) -> TextTokens:
+        return sana_tokens(tokenizers[0], prompts, negative=negative)
+
+    def prompting(self, tokenizers: Sequence[Any], files: Sequence[str]) -> tuple[Prompting, ...]:
+        return (sana_prompting(tokenizers[0], files[0]),)

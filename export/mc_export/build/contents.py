@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from mc_export.build.cache import build_entry, content_key, copy_files, lookup
 from mc_export.build.options import BuildOptions
 from mc_export.checkpoint.load import Checkpoint
-from mc_export.prompting import planner_prompting, sana_prompting
-from mc_export.sampler import build_sampler_table, dynamic_shift_timesteps
+from mc_export.prompting import planner_prompting, text_prompting
+from mc_export.sampler import build_sampler_table
 from mc_runtime.bundle.arrays import save_arrays
-from mc_runtime.bundle.manifest import Manifest, PromptingSet, Sampler, Sizes
+from mc_runtime.bundle.manifest import Manifest, Prompting, PromptingSet, Sampler, Sizes
 from mc_runtime.bundle.store import write_manifest
 from mc_runtime.sampling.tables import SamplerTable
 
@@ -28,12 +28,14 @@ def write_prompting(checkpoint: Checkpoint, folder: Path) -> PromptingSet:
     Raises:
         CheckpointError: a tokenizer or a chat template cannot be used.
     """
-    planner = text_encoder = None
+    planner: Prompting | None = None
+    encoders: tuple[Prompting, ...] = ()
     if checkpoint.config is not None:
         planner = planner_prompting(checkpoint.load_planner_tokenizer(), checkpoint.config, folder)
     if checkpoint.conditioning == "text_encoder":
-        text_encoder = sana_prompting(checkpoint.load_tokenizer(), folder)
-    return PromptingSet(planner=planner, text_encoder=text_encoder)
+        encoders = text_prompting(checkpoint.backbone, checkpoint.load_tokenizers(), folder)
+    first, second = (*encoders, None, None)[:2]
+    return PromptingSet(planner=planner, text_encoder=first, text_encoder_2=second)
 
 
 def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, folder: Path) -> Sampler:
@@ -44,6 +46,7 @@ def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, f
     """
     scheduler = checkpoint.load_scheduler()
     name = type(scheduler).__name__
+    set_timesteps = checkpoint.backbone.set_timesteps(scheduler)
     dynamic = bool(scheduler.config.get("use_dynamic_shifting"))
     served = sizes.served or (sizes.default,)
     tokens = sorted({(height // sizes.multiple) * (width // sizes.multiple) for height, width in served})
@@ -51,11 +54,10 @@ def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, f
     arguments: dict[str, Any] = {"max_steps": options.max_steps, "timestep_scale": scale}
     if dynamic:
         arguments["token_counts"] = tokens
-    key = content_key({"sampler": name, "config": dict(scheduler.config), **arguments})
+    key = content_key({"sampler": name, "backbone": checkpoint.backbone.name, "config": dict(scheduler.config), **arguments})
 
     def make(stage: Path) -> dict[str, Any]:
-        hook = dynamic_shift_timesteps if dynamic else None
-        table = build_sampler_table(scheduler, set_timesteps=hook, **arguments)
+        table = build_sampler_table(scheduler, set_timesteps=set_timesteps, **arguments)
         table.save(stage / SAMPLER_FILE)
         return {}
 
@@ -82,8 +84,8 @@ def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], forc
         write_manifest(folder, manifest)
         branch = Runtime.load(folder, verify=False).plan("", "", manifest.sizes.default).branches[-1]
         arrays: dict[str, NDArray[Any]] = {"context": branch.context, "context_mask": branch.context_mask}
-        if branch.canvas is not None:
-            arrays["canvas"] = branch.canvas
+        optional = {"canvas": branch.canvas, "pooled": branch.pooled}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         save_arrays(stage / EMPTY_PLAN_FILE, arrays)
         return {}
 

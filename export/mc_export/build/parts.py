@@ -34,7 +34,8 @@ class Limits:
         max_batch: images at once.
         max_tokens: tokens along the longer side of a picture.
         max_canvas: canvas tokens along it; 1 without a canvas.
-        planner_length, text_length: longest sequences; 0 where there is no such engine.
+        planner_length, text_lengths: longest sequences, one a text encoder; 0 and none where there is no such engine.
+        max_frames: latent frames of a video; 1 for pictures.
         context_length: most rows of context.
         order: of the sampler.
     """
@@ -43,9 +44,10 @@ class Limits:
     max_tokens: int
     max_canvas: int
     planner_length: int
-    text_length: int
+    text_lengths: tuple[int, ...]
     context_length: int
     order: int
+    max_frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,18 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
 
 def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:
     """The limits of a bundle's engines."""
-    planner, text = prompting.planner, prompting.text_encoder
+    planner, texts = prompting.planner, [text for text in (prompting.text_encoder, prompting.text_encoder_2) if text]
     planner_length = planner.max_tokens if planner else 0
-    text_length = max(text.max_tokens, text.negative_max_tokens or 0) if text else 0
+    text_lengths = tuple(max(text.max_tokens, text.negative_max_tokens or 0) for text in texts)
     conditioned_on_text = checkpoint.conditioning == "text_encoder"
-    kept = len(text.select) if text and text.select else text_length
+    kept = max((len(text.select or ()) for text in texts), default=0) or max(text_lengths, default=0)
     canvas = checkpoint.config.canvas.grid_at(sizes.max, sizes.max) if checkpoint.config else (1, 1, 1)
     return Limits(
         max_batch=options.max_batch,
         max_tokens=sizes.max // sizes.multiple,
         max_canvas=max(canvas[1:]),
         planner_length=planner_length,
-        text_length=text_length,
+        text_lengths=text_lengths,
         context_length=kept if conditioned_on_text else planner_length,
         order=order,
     )
@@ -142,8 +144,8 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     def text_encoder() -> Program:
         context = adapter.context_preparation(checkpoint.load_model())
         return TextEncoderProgram(
-            checkpoint.load_text_encoder(), context, context_width,
-            max_length=limits.text_length, max_batch=limits.max_batch,
+            adapter, checkpoint.load_text_encoders(), context, context_width, pooled_dim=adapter.pooled_width(config),
+            max_lengths=limits.text_lengths, max_batch=limits.max_batch,
         )  # fmt: skip
 
     def step() -> Program:
@@ -151,13 +153,14 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         return StepProgram(
             checkpoint.load_backbone(canvas), context_width, order=limits.order, max_batch=limits.max_batch,
             max_tokens=limits.max_tokens, max_length=limits.context_length, max_canvas=limits.max_canvas,
+            max_frames=limits.max_frames, keyframes=checkpoint.config.canvas.grid[0] if checkpoint.config else 1,
         )  # fmt: skip
 
     canvas_files = () if checkpoint.is_stock else (layout.CANVAS_WEIGHTS, METACANVAS_FILE)
     backbone = adapter.component
     parts = [
         Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
-        Part("text_encoder", (layout.TEXT_ENCODER, backbone), text_encoder),
+        Part("text_encoder", (*(encoder.model for encoder in adapter.encoders), backbone), text_encoder),
         Part("step", (backbone, *canvas_files), step),
         Part("vae_decoder", (layout.VAE,), lambda: VaeDecoderProgram(checkpoint.load_vae(), **largest)),
         Part("vae_encoder", (layout.VAE,), lambda: VaeEncoderProgram(checkpoint.load_vae(), **largest)),

@@ -89,7 +89,8 @@ def _check_planner(folder: Path) -> None:
 
 def _copy_pipeline(stock: Checkpoint, stage: Path, *, keep_text_encoder: bool) -> None:
     """The pipeline's folders and its index, without the text encoder where the planner takes its place."""
-    dropped = () if keep_text_encoder else (layout.TEXT_ENCODER, layout.TOKENIZER)
+    encoders = () if keep_text_encoder else stock.backbone.encoders
+    dropped = {folder for encoder in encoders for folder in (encoder.model, encoder.tokenizer)}
     index = read_json(stock.path / layout.MODEL_INDEX)
     for name in stock.index:
         if name in dropped:
@@ -103,8 +104,7 @@ def _write_canvas(stage: Path, stock: Checkpoint, settings: MetaCanvasConfig, we
     planner_config = read_json(stage / layout.PLANNER / "config.json")
     planner_dim = planner_config.get("text_config", planner_config)["hidden_size"]
     torch.manual_seed(seed)
-    widths = stock.backbone.width(stock.model_config), stock.backbone.context_width(stock.model_config)
-    canvas = CanvasModel(settings, planner_dim, *widths)
+    canvas = CanvasModel(settings, planner_dim, *stock.canvas_widths)
     if weights is not None:
         load_canvas_weights(canvas, weights)
     save_canvas_weights(canvas, stage / layout.CANVAS_WEIGHTS)

@@ -9,8 +9,6 @@ PROCESSOR = "processor"
 PLANNER_LORA = "planner_lora"
 VAE = "vae"
 SCHEDULER = "scheduler"
-TEXT_ENCODER = "text_encoder"
-TOKENIZER = "tokenizer"
 
 # What is fetched from a hub: weights as safetensors, configurations and tokenizers. Never code, never pickles.
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

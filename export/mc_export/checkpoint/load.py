@@ -53,6 +53,12 @@ class Checkpoint:
         """Where the backbone's context comes from: ``planner`` or ``text_encoder``."""
         return self.config.conditioning if self.config else "text_encoder"
 
+    @property
+    def canvas_widths(self) -> tuple[int, int, int | None]:
+        """Widths of the backbone's patch-embedded latents, of its context, and of its pooled vector if it takes one."""
+        config, backbone = self.model_config, self.backbone
+        return backbone.width(config), backbone.context_width(config), backbone.pooled_width(config)
+
     @cached_property
     def sha256(self) -> str:
         """Content hash over everything the runtime reads of the checkpoint."""
@@ -82,13 +88,16 @@ class Checkpoint:
         """The autoencoder."""
         return load_component(self.path, layout.VAE, self.index, dtype)
 
-    def load_text_encoder(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The text encoder that the checkpoint kept."""
-        return load_component(self.path, layout.TEXT_ENCODER, self.index, dtype)
+    def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> list[nn.Module]:
+        """The text encoders that the checkpoint kept, in the order of the backbone's."""
+        return [load_component(self.path, encoder.model, self.index, dtype) for encoder in self.backbone.encoders]
 
-    def load_tokenizer(self) -> Any:
-        """The text encoder's tokenizer, fast."""
-        return load_pretrained("transformers", "AutoTokenizer", self.path / layout.TOKENIZER)
+    def load_tokenizers(self) -> list[Any]:
+        """Their tokenizers, fast."""
+        return [
+            load_pretrained("transformers", "AutoTokenizer", self.path / encoder.tokenizer)
+            for encoder in self.backbone.encoders
+        ]
 
     def load_planner_tokenizer(self) -> Any:
         """The tokenizer of the planner's processor, with its chat template. (``AutoProcessor`` itself needs torchvision.)"""
@@ -116,15 +125,14 @@ class Checkpoint:
         planner_dim = text.get("text_config", text).get("hidden_size")
         if not isinstance(planner_dim, int):
             raise CheckpointError(f"{self.path}/{layout.PLANNER}/config.json: no hidden_size; is it a Qwen2.5-VL?")
-        widths = self.backbone.width(self.model_config), self.backbone.context_width(self.model_config)
         try:
             with torch.device("meta"):  # sizes that are wrong may be larger than the memory
-                expected = CanvasModel(self.config, planner_dim, *widths)
+                expected = CanvasModel(self.config, planner_dim, *self.canvas_widths)
         except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{self.path}/{METACANVAS_FILE}: no canvas of these sizes ({reason})") from error
         weights = read_canvas_weights(expected, self.path / layout.CANVAS_WEIGHTS)
-        canvas = CanvasModel(self.config, planner_dim, *widths)
+        canvas = CanvasModel(self.config, planner_dim, *self.canvas_widths)
         canvas.load_state_dict(weights)
         return canvas.to(dtype).eval()
 
@@ -242,7 +250,8 @@ def _check_parts(checkpoint: Checkpoint) -> None:
         f"{layout.SCHEDULER}/scheduler_config.json",
     ]
     if checkpoint.conditioning == "text_encoder":
-        needed += [f"{layout.TEXT_ENCODER}/config.json", f"{layout.TOKENIZER}/tokenizer_config.json"]
+        for encoder in checkpoint.backbone.encoders:
+            needed += [f"{encoder.model}/config.json", f"{encoder.tokenizer}/tokenizer_config.json"]
     if not checkpoint.is_stock:
         needed += [f"{layout.PLANNER}/config.json", f"{layout.PROCESSOR}/tokenizer_config.json", layout.CANVAS_WEIGHTS]
     for name in (checkpoint.backbone.component, layout.VAE, layout.SCHEDULER):

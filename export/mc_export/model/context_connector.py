@@ -27,3 +27,17 @@ class ContextConnector(nn.Module):
         """``[B, L, input_dim]`` to ``[B, L, output_dim]``."""
         projected: Tensor = self.proj_out(self.dropout(self.activation(self.proj_in(states))))
         return projected
+
+
+class PooledConnector(ContextConnector):
+    """The same MLP on the mean of the instruction's rows, for a backbone that takes a pooled vector beside its context.
+
+    Ours: the paper does not say what takes the place of FLUX's and SDXL's pooled text embedding.
+    """
+
+    def of_rows(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Planner states ``[B, L, input_dim]`` with their mask ``[B, L]`` to ``[B, output_dim]``."""
+        weights = mask.to(states.dtype)[..., None]
+        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+        pooled: Tensor = self(mean)
+        return pooled

@@ -7,8 +7,6 @@ A forward hook, registered once, reads the plan, the timestep and the sample fro
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +54,7 @@ class CanvasBackbone(nn.Module):
         context: Tensor,
         context_mask: Tensor,
         canvas: Tensor | None = None,
-        **conditions: Any,
+        **conditions: Tensor,
     ) -> Tensor:
         """One prediction of the backbone.
 
@@ -66,7 +64,7 @@ class CanvasBackbone(nn.Module):
             context: ``[B, L, D_context]``.
             context_mask: ``[B, L]``, 1 where a row counts.
             canvas: ``[B, t, h, w, D]`` from :meth:`CanvasConnector.draw`; None leaves the backbone as published.
-            conditions: further inputs of the backbone's kind.
+            conditions: further inputs of the backbone's kind (`Backbone.conditions`), a row a sample.
 
         Returns:
             The prediction, of the sample's shape.
@@ -77,7 +75,8 @@ class CanvasBackbone(nn.Module):
         else:
             if self.connector is None:
                 raise ValueError("a canvas was given, but this checkpoint has no canvas connector")
-            given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: timestep, SAMPLE_BUFFER: sample}
+            when = self.backbone.canvas_timestep(timestep, sample, **conditions)
+            given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: when, SAMPLE_BUFFER: sample}
             buffers = {f"{self.backbone.patch_embedding}.{name}": tensor for name, tensor in given.items()}
             arguments["return_dict"] = False
             output = torch.func.functional_call(self.model, buffers, args=(), kwargs=arguments)[0]

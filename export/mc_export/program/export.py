@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram, export
@@ -23,7 +25,7 @@ def export_program(program: Program) -> ExportedProgram:
     program.eval()
     inputs = program.example(program.example_extents)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _explicit_signature(program), torch.no_grad():
             exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
     except Exception as error:  # whatever the tracer raises means the same: this model has no export
         reason = " ".join(str(error).split())[:500]
@@ -46,6 +48,22 @@ def _dynamic_shapes(program: Program) -> dict[str, dict[int, object]]:
         spec.name: {index: dims[size] for index, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in program.inputs
     }
+
+
+@contextmanager
+def _explicit_signature(program: Program) -> Iterator[None]:
+    """Names every input in the signature of `forward`: the exporter cannot give dynamic shapes to what `**conditions` takes."""
+
+    def forward(**inputs: torch.Tensor) -> Any:
+        return type(program).forward(program, **inputs)
+
+    parameters = [inspect.Parameter(spec.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for spec in program.inputs]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    program.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del program.forward
 
 
 def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, int]) -> None:

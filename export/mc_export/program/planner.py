@@ -14,7 +14,8 @@ class PlannerProgram(Program):
     """Ids, mask and (t, h, w) positions of the instruction, and the canvas's positions, to `canvas` and `context`.
 
     `canvas` `[B, t, h, w, D]` comes after the vanilla block and its projection. `context` `[B, L, D_context]` is given only
-    where the checkpoint conditions its backbone on the planner.
+    where the checkpoint conditions its backbone on the planner, and `pooled` `[B, P]` only where the backbone takes such a
+    vector.
 
     Args:
         planner: Qwen2.5-VL with the canvas tokens.
@@ -45,6 +46,7 @@ class PlannerProgram(Program):
         self.planner = planner
         self.connector = canvas.canvas_connector
         self.context_connector = canvas.context_connector
+        self.pooled_connector = canvas.pooled_connector
         self.context = context
         self.inputs = (
             int_tensor("input_ids", "B", "L"),
@@ -55,6 +57,8 @@ class PlannerProgram(Program):
         outputs = [float_tensor("canvas", "B", 1, "h", "w", width)]
         if self.context_connector is not None:
             outputs.append(float_tensor("context", "B", "L", context_dim))
+        if self.pooled_connector is not None:
+            outputs.append(float_tensor("pooled", "B", self.pooled_connector.proj_out.out_features))
         self.outputs = tuple(outputs)
         self.axes = {
             "B": Axis("B", 1, max(2, max_batch), 2),
@@ -71,7 +75,10 @@ class PlannerProgram(Program):
         if self.context_connector is None:
             return (canvas,)
         context = self.context_connector(states.context)
-        return canvas, context if self.context is None else self.context(context)
+        context = context if self.context is None else self.context(context)
+        if self.pooled_connector is None:
+            return canvas, context
+        return canvas, context, self.pooled_connector.of_rows(states.context, attention_mask)
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
         """Random ids in rows of different lengths; text positions count up, canvas positions follow them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,13 +13,13 @@ from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask, shape_of
 from mc_export.program.timesteps import SharedSinusoids
 
-MAX_BRANCHES = 3
+CONNECTOR_TIMESTEPS = "connector.step_block.time_embed.emb.time_proj"
 
 
 class StepProgram(Program):
     """Input scaling, canvas injection, backbone, guidance and the sampler's update, all scalars per sample.
 
-    With `K = 2 (order - 1)`, `history` `[B, K, C, H, W]` holds the previous samples, newest first, then the previous
+    With `K = 2 (order - 1)`, `history` `[B, K, C, (T,) H, W]` holds the previous samples, newest first, then the previous
     predictions, newest first. Guidance and update are in float32 whatever the backbone computes in.
 
     Args:
@@ -28,6 +30,8 @@ class StepProgram(Program):
         max_tokens: the largest extent along height and width, in tokens.
         max_length: the longest context.
         max_canvas: the largest canvas extent along height and width.
+        max_frames: the most latent frames of a video.
+        keyframes: of the canvas.
     """
 
     component = "step"
@@ -42,43 +46,56 @@ class StepProgram(Program):
         max_tokens: int = 128,
         max_length: int = 4096,
         max_canvas: int = 128,
+        max_frames: int = 64,
+        keyframes: int = 1,
     ) -> None:
         super().__init__()
         if order < 1:
             raise ValueError(f"order must be at least 1, got {order}")
         adapter, config = backbone.backbone, backbone.model.config
+        timestep_layers = [f"model.{name}" for name in adapter.timestep_layers(backbone.model)]
         adapter.prepare_for_export(backbone.model)
         if backbone.connector is not None:
             use_exportable_self_attention(backbone.connector)
             use_exportable_blocks(backbone.connector)
-        self.sinusoids = SharedSinusoids(backbone)
+            timestep_layers.append(CONNECTOR_TIMESTEPS)
+        self.sinusoids = SharedSinusoids(backbone, timestep_layers)
         self.backbone = backbone
         self.order = order
-        channels, width = adapter.latent_channels(config), adapter.width(config)
-        _, patch_h, patch_w = adapter.patch(config)
-        latent = ("B", channels, "H", "W")
+        self.conditions = adapter.conditions(config)
+        latent: tuple[int | str, ...] = ("B", adapter.latent_channels(config), *adapter.latent_axes)
+        self.latent_rank = len(latent)
         history = 2 * (order - 1)
+        ramped = adapter.guidance_ramp_from is not None
         inputs = [
             float_tensor("sample", *latent),
             *([float_tensor("history", "B", history, *latent[1:])] if history else []),
             float_tensor("timestep", "B"),
             float_tensor("coefficients", "B", 1 + 2 * order),
-            float_tensor("guidance", "B", "G"),
+            float_tensor("guidance", "B", "G", *(["T"] if ramped else [])),
             float_tensor("context", "B", "G", "L", context_dim),
             int_tensor("context_mask", "B", "G", "L"),
-            *([float_tensor("canvas", "B", "G", 1, "h", "w", width)] if backbone.connector is not None else []),
+            *(
+                float_tensor(condition.name, "B", *(["G"] if condition.per_branch else []), *condition.shape)
+                for condition in self.conditions
+            ),
         ]
+        if backbone.connector is not None:
+            inputs.append(float_tensor("canvas", "B", "G", keyframes, "h", "w", adapter.width(config)))
         self.inputs = tuple(inputs)
         outputs = [float_tensor("next_sample", *latent)]
         if history:
             outputs.append(float_tensor("next_history", "B", history, *latent[1:]))
         self.outputs = tuple(outputs)
+        _, patch_h, patch_w = adapter.patch(config)
         axes = [
             Axis("B", 1, max(2, max_batch), 2),
-            Axis("G", 1, MAX_BRANCHES, MAX_BRANCHES),
+            Axis("G", 1, max(2, adapter.guidance_branches), max(2, adapter.guidance_branches)),
+            *([Axis("T", 1, max(8, max_frames), 3)] if "T" in latent else []),
             Axis("H", 2 * patch_h, max(10, max_tokens) * patch_h, 6 * patch_h, patch_h),
             Axis("W", 2 * patch_w, max(10, max_tokens) * patch_w, 5 * patch_w, patch_w),
             Axis("L", 1, max(16, max_length), 7),
+            *adapter.condition_axes(config, max(10, max_tokens)),
         ]
         if backbone.connector is not None:
             axes += [Axis("h", 1, max(8, max_canvas), 4), Axis("w", 1, max(8, max_canvas), 3)]
@@ -94,27 +111,45 @@ class StepProgram(Program):
         context_mask: Tensor,
         history: Tensor | None = None,
         canvas: Tensor | None = None,
+        **conditions: Tensor,
     ) -> tuple[Tensor, ...]:
-        batch, branches = guidance.shape
-        weights = coefficients[:, :, None, None, None]  # [B, 1 + 2 order, 1, 1, 1]
+        batch, branches = guidance.shape[:2]
+        weights = coefficients.unflatten(1, (-1, *[1] * (self.latent_rank - 1)))  # [B, 1 + 2 order, 1, ..., 1]
         model_input = sample * weights[:, 0]
-        self.sinusoids.publish(_per_branch(self.sinusoids(timestep), branches))
+        self.sinusoids.publish([_per_branch(rows, branches) for rows in self.sinusoids(timestep)])
         prediction = self.backbone(
             _per_branch(model_input, branches),
             _per_branch(timestep, branches),
             context.flatten(0, 1),
             context_mask.flatten(0, 1),
             canvas=None if canvas is None else canvas.flatten(0, 1),
+            **{
+                condition.name: conditions[condition.name].flatten(0, 1)
+                if condition.per_branch
+                else _per_branch(conditions[condition.name], branches)
+                for condition in self.conditions
+            },
         )
         prediction = prediction.float().unflatten(0, (batch, branches))
-        prediction = (prediction * guidance[:, :, None, None, None]).sum(dim=1)
+        prediction = (prediction * self._branch_weights(guidance)).sum(dim=1)
         if history is None:
-            return (weights[:, 1] * sample + weights[:, 2] * prediction,)
+            return (self._settled(weights[:, 1] * sample + weights[:, 2] * prediction, conditions),)
         order = self.order
         samples = torch.cat([sample[:, None], history[:, : order - 1]], dim=1)
         predictions = torch.cat([prediction[:, None], history[:, order - 1 :]], dim=1)
         next_sample = (weights[:, 1:] * torch.cat([samples, predictions], dim=1)).sum(dim=1)
-        return next_sample, torch.cat([samples[:, :-1], predictions[:, :-1]], dim=1)
+        return self._settled(next_sample, conditions), torch.cat([samples[:, :-1], predictions[:, :-1]], dim=1)
+
+    def _settled(self, sample: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        shared = {c.name: conditions[c.name] for c in self.conditions if not c.per_branch}
+        return self.backbone.backbone.settled(sample, **shared)
+
+    def _branch_weights(self, guidance: Tensor) -> Tensor:
+        """`[B, G]` or, one weight a frame, `[B, G, T]`, to what multiplies predictions `[B, G, C, (T,) H, W]`."""
+        trailing = self.latent_rank - 1
+        if guidance.ndim == 3:
+            return guidance[:, :, None, :, None, None]
+        return guidance.unflatten(1, (-1, *[1] * trailing))
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
         """Unit latents at timesteps from 1000 down; coefficients that let sample and prediction count alike."""
@@ -126,9 +161,10 @@ class StepProgram(Program):
         }
         batch, branches, length = extents["B"], extents["G"], extents["L"]
         drawn["timestep"] = torch.linspace(987.5, 12.5, batch)
-        drawn["guidance"] = torch.tensor([4.5, -3.5, 0.25])[:branches].expand(batch, branches).contiguous()
-        if branches == 1:
-            drawn["guidance"] = torch.ones(batch, 1)
+        scales = torch.tensor([4.5, -3.5, 0.25])[:branches] if branches > 1 else torch.ones(1)
+        ramp = [] if drawn["guidance"].ndim == 2 else [1]
+        drawn["guidance"] = scales.view(1, branches, *ramp).expand(drawn["guidance"].shape).contiguous()
+        drawn |= self.backbone.backbone.condition_examples(self.backbone.model.config, drawn)
         drawn["coefficients"][:, 0] = torch.linspace(1.0, 0.5, batch)
         mask = right_padded_mask(batch * branches, length).unflatten(0, (batch, branches))
         return {spec.name: mask if spec.name == "context_mask" else drawn[spec.name] for spec in self.inputs}

@@ -1,77 +1,98 @@
-"""The `text_encoder` engine: a checkpoint's own language model, ending in the context the backbone's step takes."""
+"""The `text_encoder` engine: all of a checkpoint's own text encoders, ending in the context the backbone's step takes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mc_export.backbones.base import Backbone
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask
 
 
 class TextEncoderProgram(Program):
-    """`input_ids` and `attention_mask` `[B, L]` (right padded), `select` `[S]` (rows kept), to `context` `[B, S, D]`.
+    """`input_ids` and `attention_mask` `[B, L]` (right padded) to `context` `[B, S, D]`.
+
+    A second encoder reads `input_ids_2` and `attention_mask_2` `[B, L2]`. A backbone that keeps some rows only has `select`
+    `[S]`; one that takes a pooled vector gets `pooled` `[B, P]` too.
 
     Args:
-        encoder: a transformers decoder without a head (Gemma 2, as SANA has it).
-        context: what the backbone makes of the encoder's states before its first step (`Backbone.take_context`).
+        backbone: how its pipeline runs the encoders.
+        encoders: transformers models.
+        context: what the backbone makes of the encoders' states before its first step (`Backbone.context_preparation`).
         context_dim: width of the result.
-        max_length: the longest padded sequence.
+        pooled_dim: width of the pooled vector, or None.
+        max_lengths: the longest padded sequence of each encoder.
         max_batch: the largest batch.
     """
 
     component = "text_encoder"
 
     def __init__(
-        self, encoder: nn.Module, context: nn.Module, context_dim: int, *, max_length: int = 4096, max_batch: int = 64
+        self,
+        backbone: Backbone,
+        encoders: Sequence[nn.Module],
+        context: nn.Module,
+        context_dim: int,
+        *,
+        pooled_dim: int | None = None,
+        max_lengths: Sequence[int] = (),
+        max_batch: int = 64,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.backbone = backbone
+        self.encoders = nn.ModuleList(encoders)
         self.context = context
-        self.inputs = (int_tensor("input_ids", "B", "L"), int_tensor("attention_mask", "B", "L"), int_tensor("select", "S"))
-        self.outputs = (float_tensor("context", "B", "S", context_dim),)
-        length = max(16, max_length)
-        self.axes = {
-            "B": Axis("B", 1, max(2, max_batch), 2),
-            "L": Axis("L", 1, length, 9),
-            "S": Axis("S", 1, length, 5),
-        }
+        lengths = [max(16, length) for length in max_lengths or [4096] * len(encoders)]
+        self.suffixes = ["", *(f"_{index}" for index in range(2, len(encoders) + 1))]
+        inputs = []
+        for suffix in self.suffixes:
+            axis = f"L{suffix.lstrip('_')}"
+            inputs += [int_tensor(f"input_ids{suffix}", "B", axis), int_tensor(f"attention_mask{suffix}", "B", axis)]
+        rows = backbone.context_rows(["L", *(f"L{index}" for index in range(2, len(encoders) + 1))])
+        if backbone.selects_rows:
+            inputs.append(int_tensor("select", "S"))
+            rows = "S"
+        self.inputs = tuple(inputs)
+        outputs = [float_tensor("context", "B", rows, context_dim)]
+        if pooled_dim is not None:
+            outputs.append(float_tensor("pooled", "B", pooled_dim))
+        self.outputs = tuple(outputs)
+        axes = [Axis("B", 1, max(2, max_batch), 2)]
+        axes += [
+            Axis(f"L{suffix.lstrip('_')}", 1, length, 9 + index)
+            for index, (suffix, length) in enumerate(zip(self.suffixes, lengths, strict=True))
+        ]
+        if backbone.selects_rows:
+            axes.append(Axis("S", 1, lengths[0], 5))
+        self.axes = {axis.name: axis for axis in axes}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
-        config = self.encoder.config
-        masks = {
-            "full_attention": causal_bias(attention_mask, None),
-            "sliding_attention": causal_bias(attention_mask, getattr(config, "sliding_window", None)),
-        }
-        states = self.encoder(
-            input_ids=input_ids,
-            attention_mask={kind: masks[kind] for kind in set(config.layer_types)},
-            position_ids=torch.arange(input_ids.shape[1], device=input_ids.device)[None],
-            use_cache=False,
-        ).last_hidden_state
-        context: Tensor = self.context(states.index_select(1, select))
-        return context
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        input_ids_2: Tensor | None = None,
+        attention_mask_2: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        ids = [tokens for tokens in (input_ids, input_ids_2) if tokens is not None]
+        masks = [mask for mask in (attention_mask, attention_mask_2) if mask is not None]
+        states = self.backbone.encode_text(list(self.encoders), ids, masks)
+        context = states.context if select is None else states.context.index_select(1, select)
+        context = self.context(context)
+        return context if states.pooled is None else (context, states.pooled)
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
-        """Random ids; rows of different lengths; the first row and the last ones are selected."""
+        """Random ids; rows of different lengths; the last rows are selected."""
         generator = torch.Generator().manual_seed(seed)
-        batch, length, rows = extents["B"], extents["L"], extents["S"]
-        mask = right_padded_mask(batch, length)
-        ids = torch.randint(3, self.encoder.config.vocab_size, (batch, length), generator=generator)
-        select = torch.arange(rows) + max(0, length - rows)
-        return {"input_ids": ids * mask, "attention_mask": mask, "select": select.clamp_max(length - 1)}
-
-
-def causal_bias(attention_mask: Tensor, window: int | None) -> Tensor:
-    """What is added to the scores, `[B, 1, L, L]`: 0 where a row (dim 2) may see a row (dim 3), else the lowest float.
-
-    Args:
-        attention_mask: `[B, L]`, 1 at real tokens, right padded, so that no row is without anything to see.
-        window: rows a row sees back, itself included; None for all.
-    """
-    order = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    distance = order[:, None] - order[None, :]
-    visible = distance >= 0
-    if window is not None:
-        visible = visible & (distance < window)
-    visible = visible[None, None] & (attention_mask != 0)[:, None, None, :]
-    return torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+        inputs: dict[str, Tensor] = {}
+        for suffix, encoder in zip(self.suffixes, self.encoders, strict=True):
+            length = extents[f"L{suffix.lstrip('_')}"]
+            mask = right_padded_mask(extents["B"], length)
+            ids = torch.randint(3, encoder.config.vocab_size, tuple(mask.shape), generator=generator)
+            inputs |= {f"input_ids{suffix}": ids * mask, f"attention_mask{suffix}": mask}
+        if self.backbone.selects_rows:
+            rows, length = extents["S"], extents["L"]
+            inputs["select"] = (torch.arange(rows) + max(0, length - rows)).clamp_max(length - 1)
+        return inputs

@@ -18,47 +18,56 @@ _MAX_PERIOD = 10000.0
 
 
 class SharedSinusoids(nn.Module):
-    """The sinusoidal embedding that all `Timesteps` layers of one model share.
+    """The sinusoidal embeddings that some `Timesteps` layers of a model make of one timestep.
 
-    The layers found are replaced by ones that return what was last given to `publish`, whatever they are called with.
+    The layers are replaced by ones that return what was last given to `publish`, whatever they are called with. Layers of one
+    kind share one embedding.
 
     Args:
         module: where the layers are; changed in place.
+        names: of the layers.
 
     Raises:
-        ValueError: there are none, or they differ.
+        ValueError: a layer is no `Timesteps`, or has no pairs of channels.
     """
 
-    frequencies: Tensor
-
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        names = [name for name, layer in module.named_modules() if isinstance(layer, Timesteps)]
-        layers: Sequence[Timesteps] = [module.get_submodule(name) for name in names]
-        settings = {
-            (layer.num_channels, layer.flip_sin_to_cos, layer.downscale_freq_shift, layer.scale) for layer in layers
-        }
-        if len(settings) != 1:
-            raise ValueError(f"expected timestep embeddings of one kind, found {sorted(settings)}")
-        channels, self.flip, shift, scale = settings.pop()
-        if channels % 2:
-            raise ValueError(f"a timestep embedding of {channels} channels has no pairs")
-        exponents = -math.log(_MAX_PERIOD) * torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - shift)
-        self.register_buffer("frequencies", exponents.exp()[:, None] * scale, persistent=False)
-        self._published = _Published()
+        self._kinds: dict[tuple[int, bool, float, float], int] = {}
+        self._published: list[_Published] = []
         for name in names:
+            layer = module.get_submodule(name)
+            if not isinstance(layer, Timesteps) or layer.num_channels % 2:
+                raise ValueError(f"{name} is no timestep embedding of pairs of channels")
+            kind = (layer.num_channels, layer.flip_sin_to_cos, layer.downscale_freq_shift, layer.scale)
+            if kind not in self._kinds:
+                self._kinds[kind] = len(self._published)
+                self._published.append(_Published())
+                self.register_buffer(f"frequencies_{self._kinds[kind]}", _frequencies(layer), persistent=False)
             parent, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(parent), attribute, _PublishedSinusoids(self._published))
+            setattr(module.get_submodule(parent), attribute, _PublishedSinusoids(self._published[self._kinds[kind]]))
 
-    def forward(self, timestep: Tensor) -> Tensor:
-        """Timesteps `[B]` to sinusoids `[B, channels]`, as `Timesteps` gives them."""
-        phases = self.frequencies * timestep  # [channels / 2, B]: no reshape lies between the input and this product
-        pair = (phases.cos(), phases.sin()) if self.flip else (phases.sin(), phases.cos())
-        return torch.cat(pair).T
+    def forward(self, timestep: Tensor) -> list[Tensor]:
+        """Timesteps `[B]` to sinusoids `[B, channels]` as `Timesteps` gives them, one for each kind of layer."""
+        sinusoids = []
+        for (_, flip, _, _), index in self._kinds.items():
+            # No reshape lies between the input and this product, [channels / 2, B].
+            phases = self.get_buffer(f"frequencies_{index}") * timestep
+            pair = (phases.cos(), phases.sin()) if flip else (phases.sin(), phases.cos())
+            sinusoids.append(torch.cat(pair).T)
+        return sinusoids
 
-    def publish(self, sinusoids: Tensor) -> None:
-        """Sets what the replaced layers return: `[N, channels]`, one row for each timestep they will be called with."""
-        self._published.value = sinusoids
+    def publish(self, sinusoids: Sequence[Tensor]) -> None:
+        """Sets what the replaced layers return: one `[N, channels]` a kind, a row for each timestep of their calls."""
+        for published, value in zip(self._published, sinusoids, strict=True):
+            published.value = value
+
+
+def _frequencies(layer: Timesteps) -> Tensor:
+    """Of a layer, `[channels / 2, 1]`."""
+    half = layer.num_channels // 2
+    exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - layer.downscale_freq_shift)
+    return exponents.exp()[:, None] * layer.scale
 
 
 class _Published:

@@ -15,8 +15,8 @@ from mc_export.program.step import StepProgram
 from mc_export.program.vae import VaeDecoderProgram
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.pipeline import Conditions
-from mc_export.reference.prompts import chat_text, encode_for_planner, encode_for_text_encoder
-from mc_export.sampler import build_sampler_table, dynamic_shift_timesteps
+from mc_export.reference.prompts import chat_text, encode_for_planner
+from mc_export.sampler import build_sampler_table
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import Schedule
 
@@ -89,11 +89,10 @@ def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibrati
 
 
 def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
-    tokenizer = checkpoint.load_tokenizer()
-    encoded = [encode_for_text_encoder(tokenizer, [prompt]) for prompt in prompts]
-    encoded.append(encode_for_text_encoder(tokenizer, [""], negative=True))
-    # The engine's gather takes rows counted from the front only.
-    return [_arrays({**inputs, "select": torch.tensor(inputs["select"]) % inputs["input_ids"].shape[1]}) for inputs in encoded]
+    tokenizers, backbone = checkpoint.load_tokenizers(), checkpoint.backbone
+    encoded = [backbone.text_tokens(tokenizers, [prompt]) for prompt in prompts]
+    encoded.append(backbone.text_tokens(tokenizers, [""], negative=True))
+    return [_arrays(tokens.engine_inputs()) for tokens in encoded]
 
 
 @torch.inference_mode()
@@ -193,8 +192,9 @@ def _schedule(checkpoint: Checkpoint, tokens: int, steps: int) -> Schedule:
         "timestep_scale": checkpoint.backbone.timestep_scale(checkpoint.model_config),
     }  # fmt: skip
     if scheduler.config.get("use_dynamic_shifting"):
-        arguments |= {"token_counts": [tokens], "set_timesteps": dynamic_shift_timesteps}
-    return build_sampler_table(scheduler, **arguments).schedule(steps, tokens)
+        arguments["token_counts"] = [tokens]
+    set_timesteps = checkpoint.backbone.set_timesteps(scheduler)
+    return build_sampler_table(scheduler, set_timesteps=set_timesteps, **arguments).schedule(steps, tokens)
 
 
 def _pixels(checkpoint: Checkpoint) -> tuple[int, int]:

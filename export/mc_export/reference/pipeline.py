@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
-from mc_export.reference.prompts import encode_for_planner, encode_for_text_encoder
+from mc_export.reference.prompts import encode_for_planner
 from mc_runtime.sampling.noise import initial_noise
 
 
@@ -52,8 +52,8 @@ class ReferencePipeline:
         self.planner = checkpoint.load_planner(self.canvas, dtype) if self.canvas else None
         self.planner_tokenizer = checkpoint.load_planner_tokenizer() if self.canvas else None
         kept = checkpoint.conditioning == "text_encoder"
-        self.text_encoder = checkpoint.load_text_encoder(dtype) if kept else None
-        self.tokenizer = checkpoint.load_tokenizer() if kept else None
+        self.text_encoders = checkpoint.load_text_encoders(dtype) if kept else []
+        self.tokenizers = checkpoint.load_tokenizers() if kept else []
 
     @classmethod
     def from_checkpoint(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> ReferencePipeline:
@@ -111,11 +111,11 @@ class ReferencePipeline:
             plan = self.canvas.canvas_connector.draw(states.canvas) if canvas else None
             if self.canvas.context_connector is not None:
                 context, mask = self.canvas.context_connector(states.context), encoded["attention_mask"]
-        if self.text_encoder is not None:
-            encoded = encode_for_text_encoder(self.tokenizer, prompts, negative=negative)
-            select = encoded.pop("select")
-            context = self.text_encoder(**encoded)[0][:, select]
-            mask = encoded["attention_mask"][:, select]
+        if self.text_encoders:
+            tokens = self.checkpoint.backbone.text_tokens(self.tokenizers, prompts, negative=negative)
+            states = self.checkpoint.backbone.encode_text(self.text_encoders, tokens.input_ids, tokens.attention_masks)
+            context = states.context if tokens.select is None else states.context[:, tokens.select]
+            mask = tokens.context_mask
         assert context is not None
         assert mask is not None
         return Conditions(context, mask, plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -40,19 +39,3 @@ def canvas_positions(start: int, grid: tuple[int, int, int]) -> Tensor:
     """Multimodal RoPE positions ``[3, t, h, w]`` of a canvas whose first token follows ``start`` rows of text."""
     axes = torch.meshgrid(*(torch.arange(extent) + start for extent in grid), indexing="ij")
     return torch.stack(axes)
-
-
-def encode_for_text_encoder(tokenizer: Any, prompts: list[str], negative: bool = False) -> dict[str, Any]:
-    """Ids, mask and selected rows as diffusers' ``SanaPipeline`` makes them."""
-    from diffusers import SanaPipeline
-
-    defaults = inspect.signature(SanaPipeline.__call__).parameters
-    limit: int = defaults["max_sequence_length"].default
-    instruction = "" if negative else "\n".join(defaults["complex_human_instruction"].default)
-    texts = [instruction + prompt.lower().strip() for prompt in prompts]
-    length = limit if negative else len(tokenizer.encode(instruction)) + limit - 2
-    encoded = tokenizer(
-        texts, padding="max_length", padding_side="right", max_length=length, truncation=True, return_tensors="pt"
-    )
-    select = [0, *range(-limit + 1, 0)] if not negative else list(range(limit))
-    return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask, "select": select}
