@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -37,7 +37,7 @@ def staged_directory(destination: str | Path, *, marker: str | None = None) -> I
     try:
         _refuse_foreign(target, marker)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        _remove_stale(target.parent.glob(f"{escape(_prefix(target))}*"))
         stage, lock = _locked_stage(target)
     except OSError as error:
         raise _as_output_error(error, target) or OutputError(f"{target}: cannot be written ({error})") from None
@@ -57,9 +57,12 @@ def staged_directory(destination: str | Path, *, marker: str | None = None) -> I
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, also one that a library wrapped in its own type, means that the disk is full."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return os.strerror(errno.ENOSPC).lower() in str(error).lower()
+    return _says(error, errno.ENOSPC, errno.EDQUOT)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder, whatever they were about to write there."""
+    _remove_stale(folder.glob(".*.staged-*"))
 
 
 def _refuse_foreign(target: Path, marker: str | None) -> None:
@@ -71,10 +74,18 @@ def _refuse_foreign(target: Path, marker: str | None) -> None:
         raise OutputError(f"{target}: holds other files (no {marker}); name an empty or new directory")
 
 
+def _says(error: BaseException, *numbers: int) -> bool:
+    """Whether an error has one of these numbers, or the system's words for one: libraries wrap errors in types of their own."""
+    said = str(error).lower()
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number).lower() in said for number in numbers)
+
+
 def _as_output_error(error: BaseException, target: Path) -> OutputError | None:
     if is_disk_full(error):
         free = shutil.disk_usage(next(parent for parent in (target, *target.parents) if parent.exists())).free
         return OutputError(f"{target}: the disk is full ({free / 2**20:.0f} MiB left); free some space and try again")
+    if _says(error, errno.EFBIG):
+        return OutputError(f"{target}: a file is larger than this process may write; raise the limit (`ulimit -f`)")
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return OutputError(f"{error.filename or target}: not writable; choose another place or change its permissions")
     return None
@@ -106,9 +117,9 @@ def _prefix(target: Path) -> str:
     return f".{target.name}.staged-"
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a killed process left: staged siblings that nobody holds the lock of."""
-    for stale in target.parent.glob(f"{escape(_prefix(target))}*"):
+def _remove_stale(stages: Iterable[Path]) -> None:
+    """Remove those of the stages that nobody holds the lock of."""
+    for stale in stages:
         try:
             handle = os.open(stale, os.O_RDONLY)
         except OSError:
@@ -137,10 +148,14 @@ def _put_in_place(stage: Path, target: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     stage.chmod(0o777 & ~umask)  # mkdtemp makes it private
-    if not target.exists():
+    try:
         stage.rename(target)
-    elif not _exchange(stage, target):
-        _replace_in_two(stage, target)
+    except OSError as error:
+        # A directory that is there and not empty: an old one, or another process's that was put there a moment ago.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _exchange(stage, target):
+            _replace_in_two(stage, target)
     parent = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(parent)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import mc_runtime
 from mc_runtime import errors
+from mc_runtime.bundle.atomic import sweep
 from mc_runtime.cache import cache_root
 from mc_runtime.cli.output import Progress, progress_bar
 
@@ -55,6 +56,7 @@ def demo_bundle(*, quiet: bool = False) -> Path:
         return bundle
     with _only_one(bundle.parent), progress_bar("building the demo's bundle", quiet=quiet) as progress:
         if not _complete(bundle):
+            sweep(bundle.parent)
             _build_in_child(checkpoint, bundle, progress)
     return bundle
 

@@ -69,6 +69,15 @@ def test_a_failed_or_interrupted_build_leaves_no_entry(root: Path, error: BaseEx
     assert [file for _, _, files in os.walk(root) for file in files] == []
 
 
+def test_what_a_killed_build_left_is_swept_though_its_entry_is_never_made_again(root: Path) -> None:
+    kept = cache.build_entry(cache.content_key({}), write)
+    (kept.directory.with_name(f".{kept.directory.name}.staged-dead") / "half").mkdir(parents=True)
+    (root / "engines" / "00" / ".00.staged-dead").mkdir(parents=True)
+    cache.sweep_cache()
+    assert list(root.rglob("*.staged-*")) == []
+    assert cache.lookup(cache.content_key({})) is not None
+
+
 def test_the_key_covers_facts_sources_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     key = cache.content_key({"weights": "1", "limits": {"max_batch": 1}})
     assert key == cache.content_key({"limits": {"max_batch": 1}, "weights": "1"})

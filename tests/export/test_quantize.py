@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,23 @@ def test_calibration_sees_the_whole_schedule_and_shares_what_does_not_change(che
     assert timesteps[0] > 900
     assert timesteps[-1] < 400
     assert len({id(feed["context"]) for feed in inputs}) <= len(calibration.PROMPTS)
+
+
+def test_a_checkpoints_own_prompts_are_calibrated_on_but_for_those_over_its_limit(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["metacanvas"]
+    config = checkpoint.config
+    assert config is not None
+
+    def lengths(*prompts: str) -> list[int]:
+        prompt = config.prompt.model_copy(update={"calibration": prompts})
+        changed = replace(checkpoint, config=config.model_copy(update={"prompt": prompt}))
+        return [feed["input_ids"].shape[1] for feed in calibration_inputs(changed, "planner")]
+
+    short, long, empty = lengths("a cat", "a red circle left of a blue square")
+    assert empty < short < long
+    assert lengths("a cat", "word " * config.prompt.max_tokens) == [short, empty]
+    assert lengths("word " * config.prompt.max_tokens) == [empty, empty]
+    assert len(lengths()) == len(calibration.PROMPTS) + 1
 
 
 def test_calibration_is_the_same_every_time(checkpoints: dict[str, Checkpoint]) -> None:

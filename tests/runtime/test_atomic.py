@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_full_disk_is_an_output_error(old: Path, error: Exception) -> None:
     assert caught.value.__cause__ is error
     assert names(old) == ["manifest.json"]
     assert names(old.parent) == ["bundle"]
+
+
+def test_a_limit_on_files_is_an_output_error(tmp_path: Path) -> None:
+    """A real one: the system ends what writes a larger file, but for Python, which gets an error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OutputError, match="ulimit -f"), staged_directory(tmp_path / "bundle") as stage:
+            (stage / "engine").write_bytes(bytes(1 << 21))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
 
 
 def test_full_disk_while_flushing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +177,33 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
 def test_name_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="too long"), staged_directory(tmp_path / ("n" * 300)):
         pytest.fail("the block must not run")
+
+
+def test_of_two_that_write_one_place_the_last_stays_and_both_end_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is free when the first looks, and taken by the second when it puts its directory there."""
+    flush = atomic._flush
+
+    def second_is_faster(stage: Path) -> None:
+        monkeypatch.setattr(atomic, "_flush", flush)
+        with staged_directory(tmp_path / "bundle") as other:
+            write(other, "second")
+        flush(stage)
+
+    monkeypatch.setattr(atomic, "_flush", second_is_faster)
+    with staged_directory(tmp_path / "bundle") as stage:
+        write(stage, "first")
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == "first"
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_sweep_takes_what_nobody_writes_whatever_it_was_for(tmp_path: Path) -> None:
+    (tmp_path / ".one.staged-dead").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    with staged_directory(tmp_path / "bundle") as living:
+        (tmp_path / ".two.staged-dead.old").mkdir()
+        atomic.sweep(tmp_path)
+        assert names(tmp_path) == sorted([living.name, ".hidden"])
+        write(living)
 
 
 def test_stage_that_is_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import mc_runtime
-from mc_export.build.cache import build_entry, content_key, copy_files, library_versions, lookup
+from mc_export.build.cache import build_entry, content_key, copy_files, library_versions, lookup, sweep_cache
 from mc_export.build.contents import EMPTY_PLAN_FILE, write_empty_plan, write_prompting, write_sampler
 from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.options import BuildOptions
@@ -99,6 +99,7 @@ def build_bundle(
     start = time.monotonic()
     options = options or BuildOptions()
     opened = load_checkpoint(checkpoint)
+    sweep_cache()
     with staged_directory(output, marker=MANIFEST_FILE) as stage:
         manifest, reports = _fill(stage, opened, options, progress)
         before = _manifest_at(Path(output))

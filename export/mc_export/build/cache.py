@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mc_export
-from mc_runtime.bundle.atomic import staged_directory
+from mc_runtime.bundle.atomic import staged_directory, sweep
 from mc_runtime.cache import cache_root
 from mc_runtime.machine import this_machine
 
@@ -94,6 +94,12 @@ def build_entry(key: str, make: Callable[[Path], Mapping[str, Any]]) -> CacheEnt
         files = {path.relative_to(stage).as_posix(): _sha256(path) for path in _files(stage)}
         (stage / ENTRY_FILE).write_text(json.dumps({"files": files, "notes": notes}, sort_keys=True), encoding="utf-8")
     return CacheEntry(directory, files, notes)
+
+
+def sweep_cache() -> None:
+    """Removes what killed builds left: entries in the making that nobody is making."""
+    for shelf in (cache_root() / "engines").glob("*"):
+        sweep(shelf)
 
 
 def copy_files(entry: CacheEntry, destination: Path) -> None:

@@ -52,7 +52,7 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
         EngineError: there is nothing to calibrate on.
     """
     feeds = split(inputs, component)
-    with tempfile.TemporaryDirectory(prefix="mc-quantize-") as folder:
+    with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".quantizing-") as folder:
         scratch = Path(folder)
         model = onnx.load(onnx_path)
         pointwise_to_products(model)
