@@ -26,8 +26,9 @@ demo: $(BIN)/.ready-build  ## a picture from the shipped checkpoint: set up, bui
 	@echo "the picture:    $(abspath $(OUT)/demo.png)"
 	@echo "its canvas map: $(abspath $(OUT)/demo-canvas.png)"
 
+# A file stays in one process, so that what its tests share is built once.
 test: $(BIN)/.ready-dev  ## all tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(BIN)/.ready-dev  ## ruff and mypy
 	$(BIN)/ruff check .

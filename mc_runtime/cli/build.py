@@ -11,6 +11,7 @@ import click
 from mc_runtime.cli import build_half, options
 from mc_runtime.cli.demo import checkpoint_path
 from mc_runtime.cli.output import Progress, print_json, progress_bar, seconds, size_of
+from mc_runtime.cli.signals import raise_if_interrupted
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
         )
 
         def on_event(event: BuildEvent) -> None:
+            raise_if_interrupted()
             progress(event.done, event.total, str(event))
 
         report = build_bundle(choices.checkpoint, choices.output, chosen, on_event)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from mc_runtime.cli.signals import sigterm_interrupts
+from mc_runtime.cli.signals import signals_interrupt
 from mc_runtime.errors import EngineError
 
 #: What `build`, `assemble` and `bench --against` import: (module, distribution).
@@ -47,7 +47,7 @@ def at_work() -> Iterator[None]:
     # NNCF reports its use over the network unless it believes itself in a test.
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with sigterm_interrupts(), warnings.catch_warnings():
+    with signals_interrupt(), warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         yield

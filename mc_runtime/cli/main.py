@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from mc_runtime import __version__
-from mc_runtime.cli.signals import sigterm_interrupts
+from mc_runtime.cli.signals import signals_interrupt
 from mc_runtime.errors import Cancelled, McRuntimeError
 
 #: Command name -> the module whose `command` it is. Order is the order of a first use.
@@ -54,7 +54,7 @@ class LazyCommands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; Ctrl-C and SIGTERM become `Cancelled`, said in one line like every other error."""
         try:
-            with sigterm_interrupts():
+            with signals_interrupt():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             if sys.stderr.isatty():

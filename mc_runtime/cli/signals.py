@@ -1,4 +1,4 @@
-"""SIGTERM, which service managers send, ends a command as Ctrl-C does: it cleans up and leaves with 130."""
+"""Ctrl-C and SIGTERM, which service managers send, end a command alike: it cleans up and leaves with 130."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_asked = threading.Event()
+
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the main thread on SIGTERM; elsewhere signals cannot be set, and nothing changes."""
+def signals_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread on SIGTERM and Ctrl-C; elsewhere no signal can be set, and nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    _asked.clear()
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whoever ignores Ctrl-C goes on doing so
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
-        if before is not None:  # None: a library set it in C, and Python cannot set that again
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if handler is not None:  # None: a library set it in C, and Python cannot set that again
+                signal.signal(number, handler)
+
+
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that got lost: Python drops one that falls into a destructor or a callback of a library.
+
+    Long work asks at every stage.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _asked.set()
     raise KeyboardInterrupt

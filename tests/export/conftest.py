@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from mc_export.build.cache import build_entry, content_key, lookup
 from mc_export.build.options import BuildOptions
 from mc_export.build.parts import Limits, parts_of
 from mc_export.checkpoint import Checkpoint, load_checkpoint
@@ -38,16 +40,21 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Exported]:
+def exported(checkpoints: dict[str, Checkpoint]) -> Callable[[str, str], Exported]:
     """`exported(checkpoint, component)`."""
-    folder: Path = tmp_path_factory.mktemp("graphs")
-
     @cache
     def export(checkpoint: str, component: str) -> Exported:
         options = BuildOptions(engines={component: BuildOptions().choice(component)})
         parts = {part.component: part for part in parts_of(checkpoints[checkpoint], LIMITS, options)}
         program = parts[component].make()
-        path = folder / f"{checkpoint}-{component}.onnx"
-        return Exported(program, onnx_from_program(export_program(program), program.inputs, program.outputs, path))
+
+        def write(folder: Path) -> dict[str, str]:
+            onnx_from_program(export_program(program), program.inputs, program.outputs, folder / "graph.onnx")
+            return {}
+
+        # By way of the cache, which the workers of a parallel run share.
+        key = content_key({"graph of a test": [checkpoint, component], **asdict(LIMITS)})
+        entry = lookup(key) or build_entry(key, write)
+        return Exported(program, OnnxFile.at(entry.directory / "graph.onnx"))
 
     return export

@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline
 
-from mc_export.build import BuildOptions, build_bundle
+from mc_export.build import BuildOptions, EngineChoice, build_bundle
 from mc_runtime import Runtime
+from mc_runtime.bundle.manifest import Precision
 from tests.factories import tiny_stock_sana
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -76,3 +77,23 @@ def test_pictures_equal_the_pipelines(pair: tuple[Any, Runtime]) -> None:
     for ours, theirs in zip(result.images, expected.images, strict=True):
         difference = np.abs(np.asarray(ours, np.int16) - np.asarray(theirs, np.int16))
         assert difference.max() <= 1, "a value may round to the next of 256 steps"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_text_encoder_in_int8_reads_what_the_float_one_reads(
+    pair: tuple[Any, Runtime], target: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its rows are chosen from the front: calibration and both prompts, which are of unlike lengths, take the same way."""
+    if "flow_euler" not in request.node.name:
+        pytest.skip("the text encoder knows nothing of the scheduler")
+    _, runtime = pair
+    options = BuildOptions(max_steps=STEPS, max_batch=2, engines={"text_encoder": EngineChoice(target, Precision.INT8)})
+    report = build_bundle(runtime.bundle.path.parent / "checkpoint", tmp_path / "bundle", options)
+    assert {engine.component for engine in report.engines if engine.state == "built"} == {"text_encoder"}
+    plans = [each.plan("two Green triangles ", "blurry") for each in (runtime, Runtime.load(report.path, threads=1))]
+    for exact, rounded in zip(plans[0].branches, plans[1].branches, strict=True):
+        assert exact.context.shape == rounded.context.shape
+        np.testing.assert_array_equal(exact.context_mask, rounded.context_mask)
+        error = np.linalg.norm(rounded.context - exact.context) / np.linalg.norm(exact.context)
+        assert 1e-4 < error < 0.1
+    assert Runtime.load(report.path, threads=1).generate("a cat", steps=1).images[0].size == (32, 32)

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does; every test is a process of its own, so that a signal ends no test runner."""
+"""SIGTERM ends a command as Ctrl-C does, and neither is lost; every test is a process, so that a signal ends no test runner."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_sigterm_interrupts_and_what_was_before_comes_back() -> None:
+def test_signals_interrupt_and_what_was_before_comes_back() -> None:
     ran = run("""
-        from mc_runtime.cli.signals import sigterm_interrupts
+        from mc_runtime.cli.signals import signals_interrupt
 
         mine = lambda *_: None
         signal.signal(signal.SIGTERM, mine)
         try:
-            with sigterm_interrupts():
+            with signals_interrupt():
                 end_myself()
         except KeyboardInterrupt:
             print("interrupted", signal.getsignal(signal.SIGTERM) is mine)
@@ -36,12 +36,34 @@ def test_sigterm_interrupts_and_what_was_before_comes_back() -> None:
     assert ran.stdout == "interrupted True\n", ran.stderr
 
 
+def test_an_interruption_that_python_drops_is_raised_at_the_next_stage() -> None:
+    ran = run("""
+        from mc_runtime.cli.signals import raise_if_interrupted, signals_interrupt
+
+        class Library:
+            def __del__(self):
+                end_myself()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.SIGTERM = number
+            with signals_interrupt():
+                raise_if_interrupted()
+                Library()
+                try:
+                    raise_if_interrupted()
+                except KeyboardInterrupt:
+                    print("interrupted")
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    """)
+    assert ran.stdout == "interrupted\ninterrupted\nTrue\n", ran.stderr
+
+
 def test_a_handler_that_python_did_not_set_is_no_obstacle() -> None:
     ran = run("""
         signal.signal = lambda number, handler: None  # what it says of a handler set by a library in C
-        from mc_runtime.cli.signals import sigterm_interrupts
+        from mc_runtime.cli.signals import signals_interrupt
 
-        with sigterm_interrupts():
+        with signals_interrupt():
             pass
         print("left")
     """)
@@ -50,12 +72,12 @@ def test_a_handler_that_python_did_not_set_is_no_obstacle() -> None:
 
 def test_a_thread_changes_nothing() -> None:
     ran = run("""
-        from mc_runtime.cli.signals import sigterm_interrupts
+        from mc_runtime.cli.signals import signals_interrupt
 
         before, seen = signal.getsignal(signal.SIGTERM), []
 
         def work():
-            with sigterm_interrupts():
+            with signals_interrupt():
                 seen.append(signal.getsignal(signal.SIGTERM))
 
         thread = threading.Thread(target=work)
