@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from mc_export.build import cache
 from mc_export.build.options import BuildOptions, EngineChoice
 from mc_export.build.progress import BuildEvent, ProgressLog, State
+from mc_runtime.bundle import atomic
 from mc_runtime.bundle.manifest import Precision
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import OutputError, RequestError
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,25 @@ def test_a_failed_or_interrupted_build_leaves_no_entry(root: Path, error: BaseEx
         cache.build_entry(cache.content_key({}), fail)
     assert cache.lookup(cache.content_key({})) is None
     assert [file for _, _, files in os.walk(root) for file in files] == []
+
+
+def test_a_cache_that_is_full_or_read_only_is_named_as_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path) -> dict[str, str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read_only(**options: object) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def nested(directory: Path) -> dict[str, str]:
+        cache.build_entry(cache.content_key({"inner": 1}), full)
+        return {}
+
+    for make in (full, nested):
+        with pytest.raises(OutputError, match=r"disk is full .*\(this is the cache: MC_RUNTIME_CACHE [^(]*$"):
+            cache.build_entry(cache.content_key({}), make)
+    monkeypatch.setattr(atomic.tempfile, "mkdtemp", read_only)
+    with pytest.raises(OutputError, match=r"not writable.*MC_RUNTIME_CACHE"):
+        cache.build_entry(cache.content_key({}), write)
 
 
 def test_what_a_killed_build_left_is_swept_though_its_entry_is_never_made_again(root: Path) -> None:

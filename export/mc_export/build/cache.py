@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import mc_export
 from mc_runtime.bundle.atomic import staged_directory, sweep
 from mc_runtime.cache import cache_root
+from mc_runtime.errors import OutputError
 from mc_runtime.machine import this_machine
 
 ENTRY_FILE = "entry.json"
+_MEND = " (this is the cache: MC_RUNTIME_CACHE may name another folder for it)"
 # Everything of ours that decides what an engine computes.
 _SOURCES = ("backbones", "lower", "model", "program", "quantize", "sampler", "prompting.py")
 _LIBRARIES = (
@@ -89,10 +91,15 @@ def build_entry(key: str, make: Callable[[Path], Mapping[str, Any]]) -> CacheEnt
         OutputError: the cache cannot be written, or the disk is full.
     """
     directory = _directory(key)
-    with staged_directory(directory) as stage:
-        notes = dict(make(stage))
-        files = {path.relative_to(stage).as_posix(): _sha256(path) for path in _files(stage)}
-        (stage / ENTRY_FILE).write_text(json.dumps({"files": files, "notes": notes}, sort_keys=True), encoding="utf-8")
+    try:
+        with staged_directory(directory) as stage:
+            notes = dict(make(stage))
+            files = {path.relative_to(stage).as_posix(): _sha256(path) for path in _files(stage)}
+            (stage / ENTRY_FILE).write_text(json.dumps({"files": files, "notes": notes}, sort_keys=True), encoding="utf-8")
+    except OutputError as error:
+        if _MEND in str(error):  # of an entry that this one is made of
+            raise
+        raise OutputError(f"{error}{_MEND}") from error
     return CacheEntry(directory, files, notes)
 
 
