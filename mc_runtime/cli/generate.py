@@ -17,7 +17,7 @@ from mc_runtime.cli.output import print_json, progress_bar, seconds
 from mc_runtime.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
-    from mc_runtime.bundle.manifest import Manifest
+    from mc_runtime.bundle.store import Bundle
     from mc_runtime.runtime.result import Result, Step
 
 
@@ -50,6 +50,7 @@ class Outputs:
 )  # fmt: skip
 @click.option("--canvas-map", type=options.FILE, metavar="FILE", help="Also write the layout the planner drew.")
 @click.option("--sheet", type=options.FILE, metavar="FILE", help="Also write all pictures side by side.")
+@click.option("--no-metadata", is_flag=True, help="Write no prompt, seed or version into the files.")
 @options.json_option
 @options.debug_option
 def command(
@@ -60,6 +61,7 @@ def command(
     num_images: int,
     canvas_map: Path | None,
     sheet: Path | None,
+    no_metadata: bool,
     as_json: bool,
     **request: Any,
 ) -> None:
@@ -74,6 +76,7 @@ def command(
       mc-runtime generate ./bundle "a yellow star" -o star.webp -n 4 --seed 7 --sheet sheet.png
       mc-runtime generate ./bundle "a lake" --negative-prompt "boats" --steps 20 --guidance 4.5 --size 512x768
       mc-runtime generate ./bundle "a lake" --json | jq .timings
+      mc-runtime generate ./bundle "a secret" -o out.png --no-metadata
     """
     outputs = plan_outputs(output, num_images, canvas_map, sheet)
     path = bundle_path(bundle, quiet=as_json)
@@ -97,8 +100,8 @@ def command(
             seed=request["seed"],
             on_step=on_step,
         )
-    story = _story(runtime.manifest, prompt, negative_prompt, result, request)
-    write_outputs(result, outputs, story)
+    story = _story(runtime.bundle, prompt, negative_prompt, result, request)
+    write_outputs(result, outputs, None if no_metadata else story)
     if as_json:
         print_json(_report(path, story, result, outputs))
         return
@@ -145,12 +148,12 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path}: not writable; choose another place or change its permissions")
 
 
-def write_outputs(result: Result, outputs: Outputs, story: dict[str, Any]) -> None:
-    """Write every picture, each with `story` and its own seed inside. Raises OutputError."""
+def write_outputs(result: Result, outputs: Outputs, story: dict[str, Any] | None) -> None:
+    """Write every picture, each with `story` and its own seed inside, or with nothing. Raises OutputError."""
     from mc_runtime.media.images import save_image
 
     for image, seed, path in zip(result.images, result.seeds, outputs.images, strict=True):
-        save_image(image, path, {**story, "seed": seed})
+        save_image(image, path, None if story is None else {**story, "seed": seed})
     if outputs.canvas_map is not None:
         save_image(result.plan.canvas_map(), outputs.canvas_map, story)
     if outputs.sheet is not None:
@@ -161,9 +164,14 @@ def write_outputs(result: Result, outputs: Outputs, story: dict[str, Any]) -> No
 
 
 def _story(
-    manifest: Manifest, prompt: str, negative_prompt: str, result: Result, request: dict[str, Any]
+    bundle: Bundle, prompt: str, negative_prompt: str, result: Result, request: dict[str, Any]
 ) -> dict[str, Any]:
     """How the pictures were made, enough to make them again with the same bundle."""
+    from mc_runtime.backends.registry import available
+
+    manifest = bundle.manifest
+    libraries = available()
+    targets = sorted({engine.target for engine in manifest.engines.values()})
     first = result.images[0]
     return {
         "prompt": prompt,
@@ -172,8 +180,9 @@ def _story(
         "guidance": manifest.guidance.default if request["guidance"] is None else request["guidance"],
         "size": [first.height, first.width],
         "bundle": manifest.name,
+        "bundle_sha256": bundle.digest,
         "checkpoint": manifest.checkpoint.sha256,
-        "mc_runtime": __version__,
+        "versions": {"mc_runtime": __version__, **{name: libraries[name]["version"] for name in targets}},
     }
 
 

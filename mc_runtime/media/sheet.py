@@ -1,4 +1,4 @@
-"""Several pictures on one sheet, with captions."""
+"""Several pictures, or clips, on one sheet, with captions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+
+from mc_runtime.media.clip import Clip
 
 GAP = 8
 TEXT_SIZE = 14
@@ -39,6 +41,22 @@ def contact_sheet(
         for number, text in enumerate(_lines(captions[index], width, font) if captions else []):
             draw.text((left, top + height + GAP // 2 + number * line), text, fill=INK, font=font)
     return sheet
+
+
+def clip_sheet(clips: Sequence[Clip], captions: Sequence[str] | None = None, columns: int | None = None) -> Clip:
+    """A sheet that moves: all `clips` in rows as `contact_sheet` lays them out; one that ends first rests on its last frame.
+
+    Raises:
+        ValueError: there is no clip, their rates differ, or not one caption a clip.
+    """
+    if not clips:
+        raise ValueError("a sheet needs at least one clip")
+    if len({clip.fps for clip in clips}) > 1:
+        raise ValueError("the clips of a sheet have one rate")
+    moments = [
+        [Image.fromarray(clip.frames[min(index, len(clip) - 1)]) for clip in clips] for index in range(max(map(len, clips)))
+    ]
+    return Clip.of_images([contact_sheet(images, captions, columns) for images in moments], clips[0].fps)
 
 
 def _lines(caption: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -16,8 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from mc_runtime import __version__
 from mc_runtime.bundle.machine import machine_for
+from mc_runtime.bundle.store import open_bundle, sha256_of
 from mc_runtime.cli.main import cli
+from mc_runtime.media import read_metadata
 from tests.runtime.fake_bundle import write_fake_bundle
 
 PROMPT = "a red circle"
@@ -99,6 +102,30 @@ def test_json_is_one_document(bundle: Path, tmp_path: Path) -> None:
     assert document["prompt"] == PROMPT
     assert document["timings"]["total"] > 0
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_file_says_how_it_was_made_unless_told_not_to(bundle: Path, tmp_path: Path, suffix: str) -> None:
+    out, bare, sheet = (tmp_path / f"{name}{suffix}" for name in ("out", "bare", "sheet"))
+    options = ["--steps", 2, "--guidance", 3.5, "--negative-prompt", "blue square"]
+    assert generate(bundle, PROMPT, "--seed", 9, "-o", out, *options, "--sheet", sheet).exit_code == 0
+    said = read_metadata(out)
+    versions = said.pop("versions")
+    assert versions["mc_runtime"] == __version__
+    assert set(versions) > {"mc_runtime"}
+    assert said.pop("checkpoint") == open_bundle(bundle).manifest.checkpoint.sha256
+    assert said.pop("bundle") == open_bundle(bundle).manifest.name
+    assert said == {
+        "prompt": PROMPT, "negative_prompt": "blue square", "steps": 2, "guidance": 3.5, "size": [32, 32], "seed": 9,
+        "bundle_sha256": sha256_of(bundle / "manifest.json"),
+    }  # fmt: skip
+    assert read_metadata(sheet)["prompt"] == PROMPT
+    result = generate(bundle, PROMPT, "--seed", 9, "-o", bare, *options, "--sheet", sheet, "--no-metadata", "--json")
+    assert json.loads(result.stdout)["prompt"] == PROMPT
+    np.testing.assert_array_equal(pixels(bare), pixels(out))
+    for path in (bare, sheet):
+        assert read_metadata(path) == {}
+        assert PROMPT.encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mc_runtime.errors import EngineError, OutputError, RequestError
 from mc_runtime.media import contact_sheet, pixels_to_images, read_metadata, save_image
-from mc_runtime.media.images import LONGEST_TEXT
+from mc_runtime.media.metadata import LONGEST_TEXT
 
 METADATA = {"prompt": 'a "red" circle, 猫', "seed": 7, "size": [4, 6], "guidance": 4.5, "negative_prompt": ""}
 
