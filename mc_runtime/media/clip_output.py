@@ -55,7 +55,7 @@ def save_clip(clip: Clip, path: str | Path, metadata: Mapping[str, Any] | None =
     else:
         try:
             content = _gif(clip, path, text) if suffix == ".gif" else _webp(clip, text)
-        except (OSError, ValueError) as error:  # WebP ends at 16383 pixels a side, GIF at 65535
+        except (OSError, ValueError, RuntimeError) as error:  # WebP ends at 16383 pixels a side, GIF at 65535
             height, width = clip.size
             raise OutputError(f"{path}: a clip of {width}x{height} pixels cannot be {suffix[1:]} ({error})") from error
         write_whole(path, content)
