@@ -36,8 +36,9 @@ def steady(frames: Iterable[NDArray[np.uint8]], rate: Fraction) -> Iterator[Fram
 def resampled(frames: Iterable[Frame], rate: Fraction) -> Iterator[NDArray[np.uint8]]:
     """Output frame i is the input frame whose timestamp is nearest to i / rate after the first one's; of two, the earlier.
 
-    Output ends with the input: a frame that would begin in the last quarter of the last input frame, or later, is left
-    out, so that timestamps that a container rounded (1 ms in WebM, 10 ms in GIF) never add one. At least one comes out.
+    Output ends with the input: a frame that would begin less than a quarter of a frame before the end (of an output frame
+    or of the last input frame, whichever is shorter) is left out, so that timestamps that a container rounded (1 ms in
+    WebM, 10 ms in GIF) never add one. At least one comes out.
     Frames are taken in order and one is kept, whatever the length.
     """
     held: Frame | None = None
@@ -54,7 +55,7 @@ def resampled(frames: Iterable[Frame], rate: Fraction) -> Iterator[NDArray[np.ui
         held = frame
     if held is None:
         return
-    end = held.until - (held.until - held.time) / 4 - start
+    end = held.until - min(held.until - held.time, 1 / rate) / 4 - start
     while index == 0 or index / rate < end:
         yield held.pixels
         index += 1

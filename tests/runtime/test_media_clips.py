@@ -77,8 +77,8 @@ def test_odd_sides_are_padded_by_their_edge(tmp_path: Path, suffix: str) -> None
 
 
 def expected_numbers(times: list[Fraction], end: Fraction, rate: Fraction) -> list[int]:
-    """The documented rule, said again: nearest timestamp, ties to the earlier, the last quarter frame left out."""
-    last = end - (end - times[-1]) / 4
+    """The documented rule, said again: nearest timestamp, ties to the earlier, what begins in the last quarter frame left out."""
+    last = end - min(end - times[-1], 1 / rate) / 4
     moments = [index / rate for index in range(10_000) if index == 0 or index / rate < last]
     return [min(range(len(times)), key=lambda k: (abs(times[k] - moment), k)) for moment in moments]
 
@@ -238,6 +238,36 @@ def test_a_video_without_frames(tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
     with pytest.raises(RequestError, match=r"empty\.mp4"):
         load_clip(path)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48_000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 48_000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(RequestError, match=r"song\.mp4: holds no video"):
+        load_clip(path)
+
+
+def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    path = written(tmp_path, ".mp4", metadata=METADATA)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    found = load_clip(path)
+    assert np.abs(found.frames.astype(int) - moving().frames).mean() < 6
+    assert read_metadata(path) == METADATA
+
+
+def test_a_clip_in_which_nothing_moves_keeps_its_length(tmp_path: Path) -> None:
+    still = Clip(moving(1).frames.repeat(12, axis=0), 24)
+    for suffix in (".mp4", ".webm", ".gif"):
+        assert len(load_clip(written(tmp_path, suffix, still), fps=24)) == 12
 
 
 def test_places_that_hold_no_clip(tmp_path: Path) -> None:
