@@ -77,7 +77,7 @@ def test_odd_sides_are_padded_by_their_edge(tmp_path: Path, suffix: str) -> None
 
 
 def expected_numbers(times: list[Fraction], end: Fraction, rate: Fraction) -> list[int]:
-    """The documented rule, said again: nearest timestamp, ties to the earlier, what begins in the last quarter frame left out."""
+    """The documented rule, said again: nearest timestamp, of two the earlier; no last quarter of a frame."""
     last = end - min(end - times[-1], 1 / rate) / 4
     moments = [index / rate for index in range(10_000) if index == 0 or index / rate < last]
     return [min(range(len(times)), key=lambda k: (abs(times[k] - moment), k)) for moment in moments]
