@@ -27,8 +27,8 @@ Component = str
 
 
 ConditionSource = Literal[
-    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "first_frame",
-    "has_first_frame", "condition_latents", "condition_mask",
+    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "reference_mask",
+    "first_frame", "has_first_frame", "condition_latents", "condition_mask",
 ]  # fmt: skip
 """What a further input of the step engine is filled with; docs/bundle.md has the table."""
 
@@ -250,13 +250,14 @@ class Prompting:
     `negative_segments` frames the negative prompt where it differs. `max_tokens` counts the frame too.
     `select` are the rows of the padded sequence that the text encoder keeps (negative ones count from the
     end), as SANA does after its instruction. `gives_context` is off for an encoder that gives a pooled vector only;
-    `padding_counts` is on where the backbone reads the padded rows too, as it was trained to.
+    `padding_counts` is on where the backbone reads the padded rows too, as it was trained to; without `pad_to_max`, one of
+    them stands for all, because they are equal.
     """
 
     tokenizer: str
     segments: tuple[Segment, ...]
     negative_segments: tuple[Segment, ...] | None = None
-    normalize: Literal["none", "lower_strip"] = "none"
+    normalize: Literal["none", "lower_strip", "clean"] = "none"
     max_tokens: int
     negative_max_tokens: int | None = None
     truncate: bool

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 from mc_runtime.bundle.manifest import Segment
 
 
 def normalized(prompt: str, how: str) -> str:
-    """The prompt as the checkpoint was trained to read it; "lower_strip" is `SanaPipeline`'s."""
-    return prompt.lower().strip() if how == "lower_strip" else prompt
+    """The prompt as the checkpoint was trained to read it.
+
+    "lower_strip" is `SanaPipeline`'s; "clean" is `WanPipeline`'s: HTML entities resolved twice, white space one space each.
+    """
+    if how == "lower_strip":
+        return prompt.lower().strip()
+    if how == "clean":
+        return " ".join(html.unescape(html.unescape(prompt)).split())
+    return prompt
 
 
 def framed(segments: Sequence[Segment], prompt: str) -> str:

@@ -27,20 +27,24 @@ class Encoded:
         attention_mask: i64 `[B, L]`, 1 at real tokens.
         lengths: i64 `[B]`, real tokens of each prompt.
         select: i64 `[S]`, the rows whose hidden states become the context, ascending and below L.
-        padding_counts: whether the backbone reads padded rows too.
+        padded_to: rows that the backbone reads of every prompt, padding included; 0 where padding does not count.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     lengths: NDArray[np.int64]
     select: NDArray[np.int64]
-    padding_counts: bool = False
+    padded_to: int = 0
 
     @property
     def context_mask(self) -> NDArray[np.int64]:
-        """i64 `[B, S]`: which rows of the context count."""
-        mask = self.attention_mask[:, self.select]
-        return np.ones_like(mask) if self.padding_counts else mask
+        """i64 `[B, S]`: how often a row of the context counts; the first padded row stands for those that are not there."""
+        if not self.padded_to:
+            return self.attention_mask[:, self.select]
+        counts = np.ones_like(self.attention_mask)
+        padded = self.lengths < counts.shape[1]
+        counts[padded, self.lengths[padded]] += self.padded_to - counts.shape[1]
+        return counts[:, self.select]
 
 
 class Prompter:
@@ -78,12 +82,14 @@ class Prompter:
         limit = self._limit(negative)
         sequences = [self._ids(prompt, limit, negative) for prompt in prompts]
         lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-        width = limit if self.spec.pad_to_max else int(lengths.max())
+        spare = int(self.spec.padding_counts)  # one padded row at least
+        width = limit if self.spec.pad_to_max else min(limit, int(lengths.max()) + spare)
         input_ids = np.full((len(sequences), width), self.spec.pad_id, dtype=np.int64)
         for row, ids in zip(input_ids, sequences, strict=True):
             row[: len(ids)] = ids
         mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-        return Encoded(input_ids, mask, lengths, self._selected(width, limit, negative), self.spec.padding_counts)
+        padded_to = limit if self.spec.padding_counts else 0
+        return Encoded(input_ids, mask, lengths, self._selected(width, limit, negative), padded_to)
 
     def _limit(self, negative: bool) -> int:
         if negative and self.spec.negative_max_tokens is not None:

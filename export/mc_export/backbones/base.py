@@ -106,6 +106,10 @@ class Backbone(ABC):
     embeds_guidance: ClassVar[bool] = False
     guidance_ramp_from: ClassVar[float | None] = None
 
+    def refusal(self, config: Any) -> str | None:
+        """Why a model of this configuration is not supported, in one line; None where it is."""
+        return None
+
     @abstractmethod
     def width(self, config: Any) -> int:
         """Width of the patch-embedded latents: the canvas connector's output width."""
@@ -177,13 +181,13 @@ class Backbone(ABC):
             sample: scaled latents, a row a branch: `[N, C, (T,) H, W]`.
             timestep: `[N]`, scaled by :meth:`timestep_scale`.
             context: `[N, L, D]`; the prepared one after :meth:`prepare_for_export`.
-            context_mask: `[N, L]`, 1 where a row counts.
+            context_mask: `[N, L]`, how often a row counts: 0 or 1, or more where one padded row stands for many.
             conditions: those of :meth:`conditions`, a row a branch: `[N, *shape]`.
         """
 
-    def canvas_timestep(self, timestep: Tensor, sample: Tensor, **conditions: Tensor) -> Tensor:
-        """The timesteps the canvas connector sees, ``[N]``, or ``[N, T]`` where frames carry their own."""
-        return timestep
+    def clean_frames(self, sample: Tensor, **conditions: Tensor) -> Tensor | None:
+        """Which of the target's frames are given clean, at timestep 0: ``[N, T]`` of 1 and 0; None where none ever is."""
+        return None
 
     @abstractmethod
     def prediction(self, output: Tensor, sample: Tensor) -> Tensor:
@@ -195,6 +199,12 @@ class Backbone(ABC):
         ``conditions`` are those that all branches share.
         """
         return sample
+
+    def adopt(self, model: nn.Module) -> None:  # noqa: B027  # most models need nothing
+        """Changes a published model in place where its forward lacks what :meth:`arguments` gives it (a mask of the context).
+
+        Its state dict and its outputs stay the same.
+        """
 
     @abstractmethod
     def prepare_for_export(self, model: nn.Module) -> None:

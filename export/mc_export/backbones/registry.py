@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.sana import Sana
+from mc_export.backbones.wan import Wan
 
-BACKBONES: tuple[Backbone, ...] = (Sana(),)
+BACKBONES: tuple[Backbone, ...] = (Sana(), Wan())
 
 
 def backbone_of(model_class: str) -> Backbone | None:

@@ -130,6 +130,7 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     adapter, config = checkpoint.backbone, checkpoint.model_config
     width, context_width = adapter.width(config), adapter.prepared_context_width(config)
     _, patch, _ = adapter.patch(config)
+    keyframes = checkpoint.config.canvas.grid[0] if checkpoint.config else 1
     on_planner = checkpoint.conditioning == "planner"
     largest: dict[str, Any] = {"max_batch": limits.max_batch, "max_cells": limits.max_tokens * patch}
 
@@ -139,6 +140,7 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         return PlannerProgram(
             checkpoint.load_planner(canvas), canvas, width, context, context_width,
             max_length=limits.planner_length, max_batch=limits.max_batch, max_cells=limits.max_canvas,
+            keyframes=keyframes,
         )  # fmt: skip
 
     def text_encoder() -> Program:
@@ -153,7 +155,7 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         return StepProgram(
             checkpoint.load_backbone(canvas), context_width, order=limits.order, max_batch=limits.max_batch,
             max_tokens=limits.max_tokens, max_length=limits.context_length, max_canvas=limits.max_canvas,
-            max_frames=limits.max_frames, keyframes=checkpoint.config.canvas.grid[0] if checkpoint.config else 1,
+            max_frames=limits.max_frames, keyframes=keyframes,
         )  # fmt: skip
 
     canvas_files = () if checkpoint.is_stock else (layout.CANVAS_WEIGHTS, METACANVAS_FILE)

@@ -162,8 +162,16 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> Any:
-        """The backbone's configuration with the class's defaults filled in."""
-        return self._whole_config(self.backbone.component)
+        """The backbone's configuration with the class's defaults filled in.
+
+        Raises:
+            CheckpointError: it is none of the class's, or of a kind that is not supported.
+        """
+        component = self.backbone.component
+        config = self._whole_config(component)
+        if reason := self.backbone.refusal(config):
+            raise CheckpointError(f"{self.path}/{component}/config.json: {reason}")
+        return config
 
     @cached_property
     def vae_config(self) -> Any:

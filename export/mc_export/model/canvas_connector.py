@@ -66,10 +66,28 @@ class CanvasStepBlock(nn.Module):
         self.block.attn2 = None
         self.block.norm2 = nn.LayerNorm(backbone_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = zero_linear(backbone_dim, backbone_dim)
+        self.register_buffer("clean_sinusoids", self.time_embed.emb.time_proj(torch.zeros(1)), persistent=False)
 
-    def forward(self, tokens: Tensor, timestep: Tensor, height: int, width: int) -> Tensor:
-        """Fused tokens of single frames ``[F, height * width, D]`` at ``timestep`` ``[F]`` to a residual of the same shape."""
-        modulation, _ = self.time_embed(timestep, batch_size=tokens.shape[0], hidden_dtype=tokens.dtype)
+    def modulation(self, timestep: Tensor, frames: int, clean: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """AdaLN-single's numbers for every frame, ``[B, frames, 6 * D]``.
+
+        Args:
+            timestep: ``[B]``, the step's.
+            frames: of the clip.
+            clean: ``[B, frames]``, 1 where a frame is at timestep 0 instead; None where none is.
+            dtype: of the tokens.
+        """
+        at_step, _ = self.time_embed(timestep, batch_size=timestep.shape[0], hidden_dtype=dtype)
+        at_step = at_step[:, None].expand(-1, frames, -1)
+        if clean is None:
+            return cast(Tensor, at_step)
+        embedding = self.time_embed.emb.timestep_embedder(self.get_buffer("clean_sinusoids").to(dtype))
+        at_zero = self.time_embed.linear(self.time_embed.silu(embedding))
+        return torch.where(clean[..., None] > 0, at_zero, at_step)
+
+    def forward(self, tokens: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+        """Fused tokens of single frames ``[F, height * width, D]``, each with its row of `modulation` ``[F, 6 * D]``, to a
+        residual of the same shape."""
         hidden = self.block(tokens, timestep=modulation, height=height, width=width)
         return cast(Tensor, self.proj_out(hidden))
 
@@ -97,22 +115,22 @@ class CanvasConnector(nn.Module):
         b, t, h, w, d = canvas_states.shape
         return self.plan_block(canvas_states.reshape(b, t * h * w, d)).unflatten(1, (t, h, w))
 
-    def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor) -> Tensor:
+    def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor, clean: Tensor | None = None) -> Tensor:
         """What is added to the patch-embedded latents; once a step.
 
         Args:
             tokens: ``patch_embed(z_t)`` on its grid, ``[B, T, H, W, D]``.
             canvas: the plan ``[B, t, h, w, D]``, interpolated here to the latent grid.
-            timestep: ``[B]``, or ``[B, T]`` where frames carry their own.
+            timestep: ``[B]``, the step's.
+            clean: ``[B, T]``, 1 where a frame is at timestep 0 instead; None where none is.
 
         Returns:
             ``[B, T, H, W, D]``. Batch and frames fold together: attention never crosses frames (D.1).
         """
         b, t, h, w, d = tokens.shape
         fused = tokens + resize_grid(canvas, (t, h, w)).to(tokens.dtype)
-        if timestep.ndim == 1:
-            timestep = timestep[:, None].expand(b, t)
-        residual = self.step_block(fused.reshape(b * t, h * w, d), timestep.reshape(b * t), h, w)
+        modulation = self.step_block.modulation(timestep, t, clean, tokens.dtype)
+        residual = self.step_block(fused.reshape(b * t, h * w, d), modulation.reshape(b * t, 6 * d), h, w)
         return residual.reshape(b, t, h, w, d)
 
 

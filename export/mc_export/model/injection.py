@@ -16,6 +16,7 @@ from mc_export.model.canvas_connector import CanvasConnector
 CANVAS_BUFFER = "metacanvas_canvas"
 TIMESTEP_BUFFER = "metacanvas_timestep"
 SAMPLE_BUFFER = "metacanvas_sample"
+CLEAN_BUFFER = "metacanvas_clean_frames"
 
 
 class CanvasBackbone(nn.Module):
@@ -32,9 +33,10 @@ class CanvasBackbone(nn.Module):
         self.backbone = backbone
         self.model = model
         self.connector = connector
+        backbone.adopt(model)
         if connector is not None:
             patch_embedding = model.get_submodule(backbone.patch_embedding)
-            for name in (CANVAS_BUFFER, TIMESTEP_BUFFER, SAMPLE_BUFFER):
+            for name in (CANVAS_BUFFER, TIMESTEP_BUFFER, SAMPLE_BUFFER, CLEAN_BUFFER):
                 patch_embedding.register_buffer(name, None, persistent=False)
             patch_embedding.register_forward_hook(self._inject)
 
@@ -44,7 +46,8 @@ class CanvasBackbone(nn.Module):
             return tokens
         assert self.connector is not None
         grid = self.backbone.target_grid(tokens, getattr(patch_embedding, SAMPLE_BUFFER), self.model.config)
-        residual = self.connector.residual(grid, canvas, getattr(patch_embedding, TIMESTEP_BUFFER))
+        timestep, clean = (getattr(patch_embedding, name) for name in (TIMESTEP_BUFFER, CLEAN_BUFFER))
+        residual = self.connector.residual(grid, canvas, timestep, clean)
         return self.backbone.add_to_target(tokens, residual)
 
     def forward(
@@ -62,7 +65,7 @@ class CanvasBackbone(nn.Module):
             sample: model input ``[B, C, H, W]`` (video: ``[B, C, T, H, W]``).
             timestep: ``[B]``, in the backbone's own units.
             context: ``[B, L, D_context]``.
-            context_mask: ``[B, L]``, 1 where a row counts.
+            context_mask: ``[B, L]``, how often a row counts: 0 where it is padding.
             canvas: ``[B, t, h, w, D]`` from :meth:`CanvasConnector.draw`; None leaves the backbone as published.
             conditions: further inputs of the backbone's kind (`Backbone.conditions`), a row a sample.
 
@@ -75,9 +78,11 @@ class CanvasBackbone(nn.Module):
         else:
             if self.connector is None:
                 raise ValueError("a canvas was given, but this checkpoint has no canvas connector")
-            when = self.backbone.canvas_timestep(timestep, sample, **conditions)
-            given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: when, SAMPLE_BUFFER: sample}
-            buffers = {f"{self.backbone.patch_embedding}.{name}": tensor for name, tensor in given.items()}
+            clean = self.backbone.clean_frames(sample, **conditions)
+            given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: timestep, SAMPLE_BUFFER: sample, CLEAN_BUFFER: clean}
+            buffers = {
+                f"{self.backbone.patch_embedding}.{name}": tensor for name, tensor in given.items() if tensor is not None
+            }
             arguments["return_dict"] = False
             output = torch.func.functional_call(self.model, buffers, args=(), kwargs=arguments)[0]
         return self.backbone.prediction(output, sample)

@@ -26,6 +26,7 @@ class PlannerProgram(Program):
         max_length: the longest instruction.
         max_batch: the largest batch.
         max_cells: the largest canvas extent along height and width.
+        keyframes: of the canvas.
     """
 
     component = "planner"
@@ -41,6 +42,7 @@ class PlannerProgram(Program):
         max_length: int = 4096,
         max_batch: int = 64,
         max_cells: int = 128,
+        keyframes: int = 1,
     ) -> None:
         super().__init__()
         self.planner = planner
@@ -48,13 +50,14 @@ class PlannerProgram(Program):
         self.context_connector = canvas.context_connector
         self.pooled_connector = canvas.pooled_connector
         self.context = context
+        self.keyframes = keyframes
         self.inputs = (
             int_tensor("input_ids", "B", "L"),
             int_tensor("attention_mask", "B", "L"),
             int_tensor("position_ids", 3, "B", "L"),
-            int_tensor("canvas_position_ids", 3, "B", 1, "h", "w"),
+            int_tensor("canvas_position_ids", 3, "B", keyframes, "h", "w"),
         )
-        outputs = [float_tensor("canvas", "B", 1, "h", "w", width)]
+        outputs = [float_tensor("canvas", "B", keyframes, "h", "w", width)]
         if self.context_connector is not None:
             outputs.append(float_tensor("context", "B", "L", context_dim))
         if self.pooled_connector is not None:
@@ -87,7 +90,9 @@ class PlannerProgram(Program):
         mask = right_padded_mask(batch, length)
         vocabulary = self.planner.qwen.language_model.embed_tokens.num_embeddings
         ids = torch.randint(vocabulary // 2, (batch, length), generator=generator) * mask
-        grid = torch.stack(torch.meshgrid(*(torch.arange(extents.get(axis, 1)) for axis in ("t", "h", "w")), indexing="ij"))
+        grid = torch.stack(
+            torch.meshgrid(*(torch.arange(extent) for extent in (self.keyframes, extents["h"], extents["w"])), indexing="ij")
+        )
         starts = mask.sum(dim=1)
         return {
             "input_ids": ids,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mc_runtime.sampling.noise import initial_noise
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """Latents ``[n, C, H, W]`` as denoised, and pictures unless only latents were asked for."""
+    """Latents ``[n, C, (T,) H, W]`` as denoised, and pictures unless only latents were asked for."""
 
     latents: np.ndarray
     images: list[Image.Image] = field(default_factory=list)
@@ -28,11 +28,15 @@ class ReferenceResult:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the backbone is told of one branch: context ``[B, L, D]``, its mask ``[B, L]``, the plan ``[B, t, h, w, D]``."""
+    """What the backbone is told of one branch.
+
+    Context ``[B, L, D]``, its mask ``[B, L]``, the plan ``[B, t, h, w, D]``, a pooled vector ``[B, P]``.
+    """
 
     context: Tensor
     mask: Tensor
     canvas: Tensor | None
+    pooled: Tensor | None = None
 
 
 class ReferencePipeline:
@@ -70,23 +74,28 @@ class ReferencePipeline:
         steps: int | None = None,
         guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        conditions: Mapping[str, np.ndarray] | None = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
         output: str = "images",
         canvas: bool = True,
     ) -> ReferenceResult:
-        """Draws pictures; arguments as :meth:`mc_runtime.Runtime.generate`, plus ``canvas=False`` to leave the plan out."""
+        """Draws pictures or, with ``output="latents"``, clips; arguments as :meth:`mc_runtime.Runtime.generate`.
+
+        Besides, ``canvas=False`` leaves the plan out, and ``conditions`` are further inputs of the backbone's step
+        (`Backbone.conditions`) by name, ``[n, ...]``; what is not given is zero.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
         steps = adapter.default_steps if steps is None else steps
         scale = adapter.default_guidance if guidance_scale is None else guidance_scale
         latent_size = adapter.default_latent_size(config)
         height, width = size or tuple(extent * self.checkpoint.pixels_per_latent for extent in latent_size)
-        shape = (
-            adapter.latent_channels(config),
-            height // self.checkpoint.pixels_per_latent,
-            width // self.checkpoint.pixels_per_latent,
-        )
+        extents = {"H": height // self.checkpoint.pixels_per_latent, "W": width // self.checkpoint.pixels_per_latent}
+        if adapter.default_frames is not None:
+            extents["T"] = self.checkpoint.strides.latent_frames(frames or adapter.default_frames)
+        shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
 
         branches = [self.conditions(prompts, (height, width), canvas)]
         if scale > 1:
@@ -96,14 +105,15 @@ class ReferencePipeline:
         seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
         if latents is None:
             latents = np.stack([initial_noise(each, shape) for each in seeds])
-        denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale)
+        told = self._told(conditions or {}, extents, count)
+        denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale, told)
         if output == "latents":
             return ReferenceResult(denoised.numpy())
         return ReferenceResult(denoised.numpy(), self.decode(denoised))
 
     def conditions(self, prompts: list[str], size: tuple[int, int], canvas: bool = True, negative: bool = False) -> Conditions:
         """Reads the prompts and plans them, once a request."""
-        context, mask, plan = None, None, None
+        context, mask, plan, pooled = None, None, None, None
         if self.planner is not None and self.canvas is not None and self.checkpoint.config is not None:
             grid = self.checkpoint.config.canvas.grid_at(*size)
             encoded = encode_for_planner(self.planner_tokenizer, self.checkpoint.config, prompts, grid)
@@ -111,17 +121,38 @@ class ReferencePipeline:
             plan = self.canvas.canvas_connector.draw(states.canvas) if canvas else None
             if self.canvas.context_connector is not None:
                 context, mask = self.canvas.context_connector(states.context), encoded["attention_mask"]
+            if self.canvas.pooled_connector is not None:
+                pooled = self.canvas.pooled_connector.of_rows(states.context, encoded["attention_mask"])
         if self.text_encoders:
             tokens = self.checkpoint.backbone.text_tokens(self.tokenizers, prompts, negative=negative)
             states = self.checkpoint.backbone.encode_text(self.text_encoders, tokens.input_ids, tokens.attention_masks)
             context = states.context if tokens.select is None else states.context[:, tokens.select]
-            mask = tokens.context_mask
+            mask, pooled = tokens.context_mask, states.pooled
         assert context is not None
         assert mask is not None
-        return Conditions(context, mask, plan)
+        return Conditions(context, mask, plan, pooled)
 
-    def denoise(self, noise: Tensor, branches: list[Conditions], steps: int, scale: float) -> Tensor:
-        """The denoising loop with the checkpoint's own scheduler; guidance as in diffusers' pipelines."""
+    def _told(self, given: Mapping[str, np.ndarray], extents: Mapping[str, int], count: int) -> dict[str, Tensor]:
+        """The backbone's further inputs that all branches share."""
+        adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
+        sizes = {axis.name: axis.min for axis in adapter.condition_axes(config, 64)} | dict(extents)
+        told: dict[str, Tensor] = {}
+        for condition in adapter.conditions(config):
+            if condition.name in given:
+                told[condition.name] = torch.from_numpy(given[condition.name])
+            elif not condition.per_branch:
+                shape = (sizes[size] if isinstance(size, str) else size for size in condition.shape)
+                told[condition.name] = torch.zeros(count, *shape)
+        return told
+
+    def denoise(
+        self, noise: Tensor, branches: list[Conditions], steps: int, scale: float, told: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The denoising loop with the checkpoint's own scheduler; guidance as in diffusers' pipelines.
+
+        ``told`` are the backbone's further inputs, a row a sample, shared by the branches.
+        """
+        told = dict(told or {})
         scheduler = self.checkpoint.load_scheduler()
         scheduler.set_timesteps(steps)
         timestep_scale = self.checkpoint.backbone.timestep_scale(self.checkpoint.model_config)
@@ -130,16 +161,19 @@ class ReferencePipeline:
         for timestep in scheduler.timesteps:
             model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
             when = (timestep * timestep_scale).expand(len(joined.context)).to(torch.float32)
-            prediction = self._predict(torch.cat([model_input] * len(branches)), when, joined)
+            every = {name: torch.cat([rows] * len(branches)) for name, rows in told.items()}
+            prediction = self._predict(torch.cat([model_input] * len(branches)), when, joined, every)
             if len(branches) == 2:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+            latents = self.checkpoint.backbone.settled(latents, **told)
         return latents
 
-    def _predict(self, sample: Tensor, timestep: Tensor, branch: Conditions) -> Tensor:
+    def _predict(self, sample: Tensor, timestep: Tensor, branch: Conditions, told: Mapping[str, Tensor]) -> Tensor:
+        pooled = {} if branch.pooled is None else {"pooled": branch.pooled.to(self.dtype)}
         prediction = self.backbone(
-            sample.to(self.dtype), timestep, branch.context.to(self.dtype), branch.mask, canvas=branch.canvas
+            sample.to(self.dtype), timestep, branch.context.to(self.dtype), branch.mask, canvas=branch.canvas, **told, **pooled
         )
         return prediction.float()
 
@@ -157,9 +191,12 @@ def _joined(branches: list[Conditions]) -> Conditions:
     contexts = [F.pad(branch.context, (0, 0, 0, length - branch.context.shape[1])) for branch in branches]
     masks = [F.pad(branch.mask, (0, length - branch.mask.shape[1])) for branch in branches]
     plans = [branch.canvas for branch in branches if branch.canvas is not None]
-    return Conditions(torch.cat(contexts), torch.cat(masks), torch.cat(plans) if plans else None)
+    pooled = [branch.pooled for branch in branches if branch.pooled is not None]
+    return Conditions(
+        torch.cat(contexts), torch.cat(masks), torch.cat(plans) if plans else None, torch.cat(pooled) if pooled else None
+    )
 
 
 def _repeated(branch: Conditions, count: int) -> Conditions:
     repeat: Any = lambda tensor: tensor.repeat_interleave(count, dim=0) if tensor is not None else None  # noqa: E731
-    return Conditions(repeat(branch.context), repeat(branch.mask), repeat(branch.canvas))
+    return Conditions(repeat(branch.context), repeat(branch.mask), repeat(branch.canvas), repeat(branch.pooled))
