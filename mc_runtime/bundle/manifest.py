@@ -27,8 +27,8 @@ Component = str
 
 
 ConditionSource = Literal[
-    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "reference_mask",
-    "first_frame", "has_first_frame", "condition_latents", "condition_mask",
+    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "reference_frames",
+    "reference_mask", "first_frame", "has_first_frame", "condition_latents", "condition_mask",
 ]  # fmt: skip
 """What a further input of the step engine is filled with; docs/bundle.md has the table."""
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from mc_runtime.bundle.manifest import Segment
+
+# Unicode's white space; Python counts four control characters more, which the pipeline leaves inside a prompt.
+_SPACES = re.compile(r"[^\S\x1c-\x1f]+")
 
 
 def normalized(prompt: str, how: str) -> str:
@@ -16,7 +20,7 @@ def normalized(prompt: str, how: str) -> str:
     if how == "lower_strip":
         return prompt.lower().strip()
     if how == "clean":
-        return " ".join(html.unescape(html.unescape(prompt)).split())
+        return _SPACES.sub(" ", html.unescape(html.unescape(prompt)).strip()).strip()
     return prompt
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ class Backbone(ABC):
         patch_embedding: the submodule after which the canvas is added.
         tasks: what a stock checkpoint can be asked for.
         encoders: the text encoders a stock checkpoint keeps.
+        unsupported_components: parts of a pipeline that make it one this backbone cannot run, each with the reason.
         selects_rows: whether only some rows of the encoders' states become context.
         latent_axes: the latents' dynamic dimensions, behind the channels.
         default_frames: pixel frames of a video when the request names none; None for pictures.
@@ -98,6 +100,7 @@ class Backbone(ABC):
     default_guidance: ClassVar[float]
     default_steps: ClassVar[int]
     encoders: ClassVar[tuple[EncoderFolders, ...]] = ()
+    unsupported_components: ClassVar[Mapping[str, str]] = MappingProxyType({})
     selects_rows: ClassVar[bool] = False
     latent_axes: ClassVar[tuple[str, ...]] = ("H", "W")
     default_frames: ClassVar[int | None] = None

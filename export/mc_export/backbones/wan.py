@@ -7,6 +7,7 @@ Checkpoints that edit and take references have more input channels than output c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class Wan(Backbone):
     default_guidance = 5.0
     default_steps = 50
     encoders = (EncoderFolders("text_encoder", "tokenizer"),)
+    unsupported_components = MappingProxyType(
+        {
+            "transformer_2": "models of two transformers (Wan2.2-A14B) are not supported; use Wan2.2-TI2V-5B",
+            "image_encoder": "models with an image encoder (Wan2.1 image-to-video) are not supported; use Wan2.2-TI2V-5B",
+        }
+    )
     latent_axes = ("T", "H", "W")
     default_frames = 121
     default_fps = 24.0
@@ -88,7 +95,7 @@ class Wan(Backbone):
             *first,
             Condition("condition_latents", (channels, "T", "H", "W"), "condition_latents"),
             Condition("condition_mask", (MASK_CHANNELS, "T", "H", "W"), "condition_mask"),
-            Condition("reference_latents", (channels, "R", "H", "W"), "reference_latents"),
+            Condition("reference_frames", (channels, "R", "H", "W"), "reference_frames"),
             Condition("reference_mask", ("R",), "reference_mask"),
         )
 
@@ -121,7 +128,7 @@ class Wan(Backbone):
         clean = self.clean_frames(sample, **conditions)
         hidden, frame_weights = self._with_first_frame(sample, clean, conditions["first_frame"]), None
         if takes_clips(model.config):
-            references, frame_weights = conditions["reference_latents"], conditions["reference_mask"]
+            references, frame_weights = conditions["reference_frames"], conditions["reference_mask"]
             given = torch.cat([references.to(hidden.dtype), conditions["condition_latents"].to(hidden.dtype)], dim=2)
             reference_mask = frame_weights[:, None, :, None, None].expand(-1, MASK_CHANNELS, -1, *sample.shape[-2:])
             mask = torch.cat([reference_mask, conditions["condition_mask"]], dim=2).to(hidden.dtype)

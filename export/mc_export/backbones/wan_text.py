@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mc_runtime.bundle.manifest import Prompting, Segment
 from mc_runtime.prompting.template import normalized
 
 MAX_TOKENS = 512  # `max_sequence_length` of `WanPipeline.__call__`; the model reads that many rows, padding included
-_CLEAN = "clean"
+_CLEAN: Final = "clean"
 _MASK_BIAS = -10000.0
 
 

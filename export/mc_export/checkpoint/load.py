@@ -265,6 +265,9 @@ def _check_parts(checkpoint: Checkpoint) -> None:
     for name in (checkpoint.backbone.component, layout.VAE, layout.SCHEDULER):
         if name not in checkpoint.index:
             raise CheckpointError(f"{checkpoint.path}/{layout.MODEL_INDEX}: names no {name!r} component")
+    for name, reason in checkpoint.backbone.unsupported_components.items():
+        if name in checkpoint.index:
+            raise CheckpointError(f"{checkpoint.path}/{layout.MODEL_INDEX}: has a {name!r}: {reason}")
     for part in needed:
         if not (checkpoint.path / part).is_file():
             raise CheckpointError(f"{checkpoint.path}: {part} is missing (see docs/checkpoint.md)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import WanImageToVideoPipeline, WanPipeline
-from diffusers.pipelines.wan import pipeline_wan
+from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 from torch import Tensor, nn
 
 from mc_export.backbones.registry import backbone_of
 from mc_export.backbones.wan import Wan
 from mc_export.backbones.wan_text import distance_buckets
+from mc_export.checkpoint import load_checkpoint
 from mc_export.lower.onnx import OnnxFile, onnx_from_program
 from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
 from mc_export.model.injection import CanvasBackbone
@@ -27,6 +29,7 @@ from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.prompts import encode_for_planner
+from mc_runtime.errors import CheckpointError
 from mc_runtime.prompting.template import normalized
 from tests.export.backbones.drive import TextDrive, Told, assert_same_latents, denoise, schedule_of
 from tests.export.test_canvas_injection import plain_step_block
@@ -63,7 +66,7 @@ def inputs(shape: tuple, clips: bool, seed: int) -> dict[str, Tensor]:
         feeds |= {
             "condition_latents": draw(batch, CHANNELS, frames, height, width),
             "condition_mask": (draw(batch, 1, frames, height, width) > 0).float(),
-            "reference_latents": draw(batch, CHANNELS, references, height, width),
+            "reference_frames": draw(batch, CHANNELS, references, height, width),
             "reference_mask": mask,
         }
     return feeds
@@ -77,7 +80,7 @@ def plain_prediction(model: nn.Module, connector: CanvasConnector | None, clips:
         clip, times = torch.cat([one["first_frame"], clip[:, 1:]], dim=1), torch.cat([torch.zeros(1), times[1:]])
     hidden, before = clip, 0
     if clips:
-        references = one["reference_latents"][:, one["reference_mask"] > 0]
+        references = one["reference_frames"][:, one["reference_mask"] > 0]
         before = references.shape[1]
         ones = torch.ones(1, before, *clip.shape[2:])
         given = torch.cat([references, one["condition_latents"]], dim=1)
@@ -148,7 +151,7 @@ def step_program(clips: bool, canvas: bool, order: int = 1) -> StepProgram:
     connector = CanvasConnector(PLANNER_DIM, WIDTH).eval() if canvas else None
     if connector is not None:
         randomize_projections(connector, seed=8)
-    backbone = CanvasBackbone(Wan(), tiny_wan(9, clips), connector)
+    backbone = CanvasBackbone(Wan(), tiny_wan(9, clips, num_layers=1 + clips), connector)
     width = Wan().prepared_context_width(backbone.model.config)
     program = StepProgram(backbone, width, order=order, max_batch=4, max_tokens=16, max_canvas=8, keyframes=3)
     return program.eval()
@@ -189,16 +192,17 @@ def test_openvino_equals_torch(exported: tuple[StepProgram, OnnxFile], precision
     results = compiled({name: tensor.numpy() for name, tensor in feed.items()})
     expected = program.run(feed)["next_sample"]
     error = np.linalg.norm(results["next_sample"] - expected.numpy()) / np.linalg.norm(expected)
+    print(f"{precision}: relative L2 {error:.1e}")
     assert error <= tolerance, f"relative L2 {error:.1e}"
 
 
 def test_empty_reference_slots_are_inert() -> None:
     program = step_program(clips=True, canvas=True)
     feed = fed(program, 4, seed=1)
-    references, mask = feed["reference_latents"][:, :, -1:], torch.ones(1, 1)
-    few = program.run(feed | {"reference_latents": references, "reference_mask": mask})["next_sample"]
+    references, mask = feed["reference_frames"][:, :, -1:], torch.ones(1, 1)
+    few = program.run(feed | {"reference_frames": references, "reference_mask": mask})["next_sample"]
     slots = F.pad(references, (0, 0, 0, 0, 3, 0), value=7.0)
-    many = program.run(feed | {"reference_latents": slots, "reference_mask": F.pad(mask, (3, 0))})["next_sample"]
+    many = program.run(feed | {"reference_frames": slots, "reference_mask": F.pad(mask, (3, 0))})["next_sample"]
     torch.testing.assert_close(many, few, atol=1e-5, rtol=1e-5)
 
 
@@ -309,8 +313,14 @@ def test_text_to_video_equals_the_pipeline(
 
 @pytest.mark.parametrize(("size", "batch", "frames", "scale"), CASES[::3])
 def test_image_to_video_equals_the_pipeline(
-    image_to_video: Stock, size: tuple[int, int], batch: int, frames: int, scale: float
+    image_to_video: Stock,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    batch: int,
+    frames: int,
+    scale: float,
 ) -> None:
+    monkeypatch.setattr(pipeline_wan_i2v, "prompt_clean", pipeline_wan.prompt_clean)  # the one that does without ftfy
     noise, pipeline = noise_of(batch, frames, size, seed=7), image_to_video.pipeline
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8))
     expected = pipeline(
@@ -380,3 +390,12 @@ def test_reference_equals_the_pipeline(text_to_video: Stock, tmp_path: Path) -> 
         output="latents",
     )  # fmt: skip
     assert_same_latents(torch.from_numpy(result.latents), expected)
+
+
+@pytest.mark.parametrize("name", ["transformer_2", "image_encoder"])
+def test_pipelines_of_two_models_are_refused(text_to_video: Stock, tmp_path: Path, name: str) -> None:
+    text_to_video.pipeline.save_pretrained(str(tmp_path))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: index["transformer"]}))
+    with pytest.raises(CheckpointError, match=f"has a '{name}': .* use Wan2.2-TI2V-5B"):
+        load_checkpoint(tmp_path)
