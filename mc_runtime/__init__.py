@@ -1,4 +1,4 @@
-"""mc-runtime: runs text-to-image bundles built by `mc-runtime build`, with no model code and no torch.
+"""mc-runtime: runs bundles of engines built by `mc-runtime build`, with no model code and no torch.
 
 Names are resolved on first use, so that `import mc_runtime` costs milliseconds.
 """
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from mc_runtime.runtime.plan import Plan
     from mc_runtime.runtime.result import Result, Step
     from mc_runtime.runtime.runtime import Runtime
+    from mc_runtime.tasks.image_editing import ImageEditing
+    from mc_runtime.tasks.image_to_video import ImageToVideo
+    from mc_runtime.tasks.in_context_video import InContextVideo
     from mc_runtime.tasks.text_to_image import TextToImage
+    from mc_runtime.tasks.text_to_video import TextToVideo
+    from mc_runtime.tasks.video_editing import VideoEditing
 
 __version__ = "0.1.0"
 
@@ -31,6 +36,11 @@ _HOMES = {
     "Result": "mc_runtime.runtime.result",
     "Step": "mc_runtime.runtime.result",
     "TextToImage": "mc_runtime.tasks.text_to_image",
+    "ImageEditing": "mc_runtime.tasks.image_editing",
+    "TextToVideo": "mc_runtime.tasks.text_to_video",
+    "ImageToVideo": "mc_runtime.tasks.image_to_video",
+    "VideoEditing": "mc_runtime.tasks.video_editing",
+    "InContextVideo": "mc_runtime.tasks.in_context_video",
     "McRuntimeError": "mc_runtime.errors",
     "RequestError": "mc_runtime.errors",
     "OutputError": "mc_runtime.errors",
@@ -45,6 +55,9 @@ __all__ = [
     "Cancelled",
     "CheckpointError",
     "EngineError",
+    "ImageEditing",
+    "ImageToVideo",
+    "InContextVideo",
     "McRuntimeError",
     "OutputError",
     "Plan",
@@ -53,6 +66,8 @@ __all__ = [
     "Runtime",
     "Step",
     "TextToImage",
+    "TextToVideo",
+    "VideoEditing",
     "__version__",
 ]
 

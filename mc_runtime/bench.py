@@ -141,9 +141,7 @@ def run_bench(
     # An explicit size for all: the bundle's default may differ from the checkpoint's.
     request = _with_defaults(request, manifest)
     bundle = BundleContestant(runtime, request)
-    rivals: list[Contestant] = [
-        TorchContestant(str(checkpoint), request, compiled=name == "compile") for name in against
-    ]
+    rivals: list[Contestant] = [TorchContestant(str(checkpoint), request, compiled=name == "compile") for name in against]
     precisions = {component: str(engine.precision) for component, engine in manifest.engines.items()}
     checks = _check(bundle, rivals, precisions)
     times = time_rounds([bundle, *rivals], runs, on_round)
@@ -152,8 +150,7 @@ def run_bench(
             "name": manifest.name,
             "checkpoint": manifest.checkpoint.sha256,
             "engines": {
-                component: f"{engine.target}:{engine.precision}"
-                for component, engine in sorted(manifest.engines.items())
+                component: f"{engine.target}:{engine.precision}" for component, engine in sorted(manifest.engines.items())
             },
         },
         "request": {**request.__dict__, "size": list(request.size or ())},
@@ -182,9 +179,7 @@ def _with_defaults(request: BenchRequest, manifest: Any) -> BenchRequest:
     )
 
 
-def _check(
-    bundle: Contestant, rivals: Sequence[Contestant], precisions: dict[str, str]
-) -> dict[str, dict[str, float]]:
+def _check(bundle: Contestant, rivals: Sequence[Contestant], precisions: dict[str, str]) -> dict[str, dict[str, float]]:
     """Largest absolute and relative L2 difference of the final latents, by rival; also everybody's warm-up."""
     bundle.draw()
     ours = bundle.latents().astype(np.float64)
@@ -228,8 +223,7 @@ def summary_of(rounds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]
     stages = dict.fromkeys(stage for each in rounds for stage in each)
     seconds = {stage: [each.get(stage, 0.0) for each in rounds] for stage in stages}
     return {
-        stage: {"median": statistics.median(times), "min": min(times), "max": max(times)}
-        for stage, times in seconds.items()
+        stage: {"median": statistics.median(times), "min": min(times), "max": max(times)} for stage, times in seconds.items()
     }
 
 

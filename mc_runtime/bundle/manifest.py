@@ -27,8 +27,8 @@ Component = str
 
 
 ConditionSource = Literal[
-    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "reference_frames",
-    "reference_mask", "first_frame", "has_first_frame", "condition_latents", "condition_mask",
+    "pooled", "guidance_scale", "size_ids", "motion_ids", "image_latents", "reference_latents", "has_reference",
+    "reference_frames", "reference_mask", "first_frame", "has_first_frame", "condition_latents", "condition_mask",
 ]  # fmt: skip
 """What a further input of the step engine is filled with; docs/bundle.md has the table."""
 
@@ -310,7 +310,7 @@ class Manifest:
     checkpoint: Checkpoint
     backbone: str
     tasks: tuple[str, ...]
-    conditioning: Literal["planner", "text_encoder"]
+    conditioning: Literal["planner", "text_encoder", "image_encoder"]
     stock: bool
     engines: dict[Component, Engine]
     files: dict[str, File]
@@ -322,6 +322,7 @@ class Manifest:
     sampler: Sampler
     frames: Frames | None = None
     conditions: dict[str, ConditionSource] = field(default_factory=dict)
+    reference_sizes: tuple[tuple[int, int], ...] = ()
     canvas: Canvas | None = None
     prompting: PromptingSet
     empty_plan: str | None = None

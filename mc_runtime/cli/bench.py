@@ -60,9 +60,7 @@ def command(
     from mc_runtime.bench import BenchRequest, chart_from_report, run_bench
 
     with build_half.at_work(), progress_bar("timing", quiet=quiet) as progress:
-        report = run_bench(
-            path, BenchRequest(**request), runs=runs, against=against, checkpoint=checkpoint, on_round=progress
-        )
+        report = run_bench(path, BenchRequest(**request), runs=runs, against=against, checkpoint=checkpoint, on_round=progress)
     if chart is not None:
         chart_from_report(report, chart)
     text = json.dumps(report, indent=2, ensure_ascii=False)

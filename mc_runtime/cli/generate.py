@@ -114,7 +114,7 @@ def command(
 
 def plan_outputs(output: Path, num_images: int = 1, canvas_map: Path | None = None, sheet: Path | None = None) -> Outputs:
     """Names of the files to write, each checked before any work is done. Raises OutputError."""
-    from mc_runtime.tasks.text_to_image import MAX_IMAGES
+    from mc_runtime.tasks.checks import MAX_IMAGES
 
     if not 1 <= num_images <= MAX_IMAGES:
         raise RequestError(f"num_images must be a whole number from 1 to {MAX_IMAGES}, got {num_images}")
@@ -190,9 +190,7 @@ def _report(bundle: Path, story: dict[str, Any], result: Result, outputs: Output
     return {
         **story,
         "bundle": str(bundle),
-        "images": [
-            {"path": str(path), "seed": seed} for path, seed in zip(outputs.images, result.seeds, strict=True)
-        ],
+        "images": [{"path": str(path), "seed": seed} for path, seed in zip(outputs.images, result.seeds, strict=True)],
         "canvas_map": None if outputs.canvas_map is None else str(outputs.canvas_map),
         "sheet": None if outputs.sheet is None else str(outputs.sheet),
         "timings": result.timings,

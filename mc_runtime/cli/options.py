@@ -36,9 +36,7 @@ class Size(SizeType):
 
     name = "HxW"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """Parse `512x768`; anything but two whole numbers is a usage error."""
         if isinstance(value, tuple):
             return value
@@ -71,9 +69,7 @@ class EngineOption(EngineType):
 #: A path given as text; whether it can be read or written is found out, and said, by who does it.
 FILE = click.Path(path_type=Path)
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print exactly one JSON document on standard output."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on standard output.")
 
 bundle_argument = click.argument("bundle", metavar="BUNDLE", type=click.Path())
 

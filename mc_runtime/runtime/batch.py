@@ -23,10 +23,10 @@ class StepBatch:
     """What one run of the step engine works on: B images, G guidance branches.
 
     Attributes:
-        sample: f32 `[B, C, H, W]`, the noise, scaled as the sampler wants it.
-        history: f32 `[B, K, C, H, W]`, zeros; None where the sampler looks at one sample only.
-        constant: what no step changes: `guidance` f32 `[B, G]`, `context` f32 `[B, G, L, D_ctx]`, `context_mask` i64
-            `[B, G, L]` and, for MetaCanvas, `canvas` f32 `[B, G, t, h, w, D_b]`.
+        sample: f32 `[B, C, (T,) H, W]`, the noise, scaled as the sampler wants it.
+        history: f32 `[B, K, C, (T,) H, W]`, zeros; None where the sampler looks at one sample only.
+        constant: what no step changes: `guidance` f32 `[B, G]` (or `[B, G, T]`), `context` f32 `[B, G, L, D_ctx]`,
+            `context_mask` i64 `[B, G, L]`, for MetaCanvas `canvas` f32 `[B, G, t, h, w, D_b]`, and the backbone's conditions.
         images: how many of the B images are asked for; the rest fill up an engine of a fixed batch.
     """
 
@@ -36,16 +36,23 @@ class StepBatch:
     images: int
 
 
-def step_batch(spec: EngineSpec, noise: Array, branches: Sequence[Sequence[Branch]], weights: Sequence[float]) -> StepBatch:
+def step_batch(
+    spec: EngineSpec,
+    noise: Array,
+    branches: Sequence[Sequence[Branch]],
+    weights: Array,
+    conditions: Mapping[str, Array] | None = None,
+) -> StepBatch:
     """Put images into one batch.
 
     Dimensions that the engine has fixed are filled up: rows and branches without weight, images by repeating the last.
 
     Args:
         spec: of the step engine.
-        noise: f32 `[images, C, H, W]`.
+        noise: f32 `[images, C, (T,) H, W]`.
         branches: for every image, as many branches as there are weights.
-        weights: of the branches, the same for every image.
+        weights: of the branches, the same for every image: f32 `[branches]`, or `[branches, T]`.
+        conditions: the backbone's further inputs, `[images, ...]`, or `[images, branches, ...]` as the engine has it.
     """
     images = len(noise)
     longest = max(len(branch.context) for image in branches for branch in image)
@@ -54,16 +61,30 @@ def step_batch(spec: EngineSpec, noise: Array, branches: Sequence[Sequence[Branc
     rows += [rows[-1]] * (count - images)
     sample = np.concatenate([noise, *[noise[-1:]] * (count - images)])
     constant = {
-        "guidance": np.tile(padded(np.array(weights, np.float32), 0, branch_count), (count, 1)),
+        "guidance": np.repeat(padded(weights, 0, branch_count)[None], count, axis=0),
         "context": _stacked([[padded(branch.context, 0, length) for branch in image] for image in rows]),
         "context_mask": _stacked([[padded(branch.context_mask, 0, length) for branch in image] for image in rows]),
     }
     canvases = [[branch.canvas for branch in image if branch.canvas is not None] for image in rows]
     if spec.input("canvas"):
         constant["canvas"] = _stacked(canvases)
+    for name, array in (conditions or {}).items():
+        tensor = spec.input(name)
+        if tensor is None:
+            raise EngineError(f"step engine: has no input {name!r}, which its manifest names; build the bundle again")
+        whole = np.concatenate([array, *[array[-1:]] * (count - images)])
+        if tensor.shape[1:2] == guidance_dimension(spec):
+            whole = np.concatenate([whole, *[whole[:, :1]] * (branch_count - whole.shape[1])], axis=1)
+        constant[name] = whole
     kept = fixed(spec, "history", 1)
     history = np.zeros((count, kept, *sample.shape[1:]), np.float32) if kept else None
     return StepBatch(sample, history, constant, images)
+
+
+def guidance_dimension(spec: EngineSpec) -> tuple[int | str, ...]:
+    """The dimension of branches, as the engine names it; a condition that has it second is one of branches."""
+    guidance = spec.input("guidance")
+    return guidance.shape[1:2] if guidance is not None else ()
 
 
 def step_shapes(
@@ -74,6 +95,7 @@ def step_shapes(
     longest: int,
     latent: tuple[int, ...],
     grid: tuple[int, ...] | None,
+    conditions: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Shapes:
     """The shapes of all inputs of the batch that `step_batch` will make, known as soon as the prompts are read.
 
@@ -81,8 +103,9 @@ def step_shapes(
         spec: of the step engine.
         images, branches: of the batch.
         longest: context rows of the longest branch.
-        latent: of one image, `(C, H, W)`.
+        latent: of one image, `(C, (T,) H, W)`.
         grid: of the canvas, `(t, h, w)`.
+        conditions: of one image, for those whose sizes are not the latents'.
     """
     count, branch_count, length = _extents(spec, images, branches, longest)
     leading: dict[str, tuple[int, ...]] = {
@@ -90,7 +113,7 @@ def step_shapes(
         "guidance": (count, branch_count),
         "context": (count, branch_count, length),
         "canvas": (count, branch_count, *(grid or ())),
-    }
+    } | {name: (count, *shape) for name, shape in (conditions or {}).items()}
     sizes = {
         symbol: size for tensor in spec.inputs for symbol, size in zip(tensor.shape, leading.get(tensor.name, ()), strict=False)
     }

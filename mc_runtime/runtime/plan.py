@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Plan:
         size: (height, width) in pixels.
         branches: the prompt's branch, and the negative prompt's where guidance can use it.
         bundle: digest of the bundle that made it; another bundle cannot render it.
+        task: what was asked for.
+        inputs: the task's own arguments, such as pictures, as they were given.
     """
 
     prompt: str
@@ -56,6 +58,8 @@ class Plan:
     size: tuple[int, int]
     branches: tuple[Branch, ...]
     bundle: str
+    task: str = "text-to-image"
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def canvas_map(self) -> Image.Image:
         """The layout as a picture: the first three principal components of the canvas as red, green and blue.

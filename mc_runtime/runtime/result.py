@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mc_runtime.media.clip import Clip
     from mc_runtime.runtime.plan import Plan
 
 
@@ -40,11 +41,13 @@ class Result:
 
     Attributes:
         images: Pillow images; empty where the request asked for latents.
-        latents: the denoised latents f32 `[images, C, H, W]`, scaled as the model works on them.
+        latents: the denoised latents f32 `[images, C, (T,) H, W]`, scaled as the model works on them.
         seeds: one an image; what was asked for, also where the caller gave the noise.
-        timings: seconds for `load` (waiting for engines), `plan`, `denoise`, `decode`, `pixels`, and `total`; and in
-            `engines` the part of `total` that was spent inside engines: but for `load`, the rest is the host's.
+        timings: seconds for `load` (waiting for engines), `plan`, `encode` (input pictures), `denoise`, `decode`, `pixels`,
+            and `total`; and in `engines` the part of `total` that was spent inside engines: but for `load`, the rest is the
+            host's.
         plans: one a prompt.
+        clips: videos, in place of images, where the task makes videos.
     """
 
     images: list[Image.Image]
@@ -52,6 +55,7 @@ class Result:
     seeds: tuple[int, ...]
     timings: dict[str, float]
     plans: tuple[Plan, ...]
+    clips: list[Clip] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:

@@ -34,5 +34,17 @@ def initial_noise(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
     Raises:
         RequestError: the seed is out of range.
     """
-    generator = np.random.Generator(np.random.Philox(validated_seed(seed)))
-    return generator.standard_normal(tuple(shape), dtype=np.float32)
+    return _normal(np.random.Philox(validated_seed(seed)), shape)
+
+
+def further_noise(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Unit normal noise of the same seed that has nothing to do with its initial noise.
+
+    Raises:
+        RequestError: the seed is out of range.
+    """
+    return _normal(np.random.Philox(validated_seed(seed)).jumped(), shape)
+
+
+def _normal(bits: np.random.Philox, shape: Sequence[int]) -> NDArray[np.float32]:
+    return np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32)

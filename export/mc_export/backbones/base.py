@@ -162,6 +162,10 @@ class Backbone(ABC):
         """Conditions that standard normal numbers, as in ``drawn``, would not stand for: flags, sizes, scales."""
         return {}
 
+    def reference_sizes(self, config: Any) -> tuple[tuple[int, int], ...]:
+        """Sizes (height, width) in pixels to which an input picture is brought, by its proportions; none: the output's."""
+        return ()
+
     @abstractmethod
     def target_grid(self, tokens: Tensor, sample: Tensor, config: Any) -> Tensor:
         """The tokens of the noisy target as a grid ``[B, T, H, W, D]``, out of all that the patch embedding put out.

@@ -208,6 +208,7 @@ def _manifest(
             embedded=adapter.embeds_guidance,
             ramp_from=adapter.guidance_ramp_from,
         ),
+        reference_sizes=adapter.reference_sizes(config),
         conditions={condition.name: condition.source for condition in adapter.conditions(config)},
         steps=Steps(default=min(adapter.default_steps, options.max_steps), max=options.max_steps),
         sampler=sampler,

@@ -20,7 +20,7 @@ from mc_runtime.machine import this_machine
 ENTRY_FILE = "entry.json"
 _MEND = " (this is the cache: MC_RUNTIME_CACHE may name another folder for it)"
 # Everything of ours that decides what an engine computes.
-_SOURCES = ("backbones", "lower", "model", "program", "quantize", "sampler", "prompting.py")
+_SOURCES = ("autoencoders", "backbones", "lower", "model", "program", "quantize", "sampler", "prompting.py", "tokenizers.py")
 _LIBRARIES = (
     "diffusers", "nncf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "openvino", "peft", "torch", "transformers",
 )  # fmt: skip

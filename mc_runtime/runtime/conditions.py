@@ -1,0 +1,170 @@
+"""What the step engine is told beside the prompt: numbers of the request, and the latents of its pictures.
+
+`manifest.conditions` names the step's further inputs and where each comes from; every source has one function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mc_runtime.backends.base import Array
+from mc_runtime.bundle.manifest import ConditionSource, Manifest
+from mc_runtime.runtime.batch import guidance_dimension
+from mc_runtime.runtime.encoding import Encoding, reference_size
+from mc_runtime.runtime.engines import EngineClock, Engines
+from mc_runtime.runtime.plan import Branch
+from mc_runtime.sampling.noise import further_noise
+from mc_runtime.tasks.image_to_video import ImageToVideo
+from mc_runtime.tasks.request import Request
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the conditions of one batch are made of.
+
+    Attributes:
+        manifest: of the bundle.
+        request: the whole request.
+        branches: for every result of the batch, as many branches as guidance uses.
+        seeds: of the batch's results.
+        encode: pixels of one picture `[h, w, 3]` to its latents, once for each content.
+    """
+
+    manifest: Manifest
+    request: Request
+    branches: Sequence[Sequence[Branch]]
+    seeds: Sequence[int]
+    encode: Callable[[Array], Array]
+
+    def each(self, value: object) -> Array:
+        """The same for every result."""
+        return np.stack([np.asarray(value, np.float32)] * len(self.seeds))
+
+
+class Conditions:
+    """Fills the conditions of a bundle's step engine."""
+
+    def __init__(self, manifest: Manifest, engines: Engines) -> None:
+        self._manifest = manifest
+        self._encoding = Encoding(engines)
+
+    def of_batch(
+        self, request: Request, branches: Sequence[Sequence[Branch]], seeds: Sequence[int], clock: EngineClock
+    ) -> dict[str, Array]:
+        """Named arrays `[results, ...]`, or `[results, branches, ...]` where every branch has its own."""
+        told = Told(self._manifest, request, branches, seeds, self._encoding.picture_encoder(clock))
+        step = self._manifest.engines["step"]
+        filled = {}
+        for name, source in self._manifest.conditions.items():
+            array = _FILLERS[source](told)
+            tensor = step.input(name)
+            of_branches = tensor is not None and tensor.shape[1:2] == guidance_dimension(step)
+            if of_branches and source != "pooled":
+                # An input picture speaks for the prompt's branch; what guidance leads away from has none.
+                none = np.zeros_like(array)
+                array = np.stack([array, *[none] * (len(branches[0]) - 1)], axis=1)
+            filled[name] = array
+        return filled
+
+    def shapes(self, request: Request) -> dict[str, tuple[int, ...]]:
+        """Per result, the shapes of those whose size is not the latents'; known before any engine runs."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, source in self._manifest.conditions.items():
+            if source == "reference_latents" and self._manifest.reference_sizes:
+                found[name] = _reference_shape(self._manifest, request)
+        return found
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The engines they need."""
+        return ("vae_encoder",) if _PICTURES & set(self._manifest.conditions.values()) else ()
+
+
+def _pooled(told: Told) -> Array:
+    pooled = [[branch.pooled for branch in result if branch.pooled is not None] for result in told.branches]
+    return np.stack([np.stack(of_result) for of_result in pooled])
+
+
+def _guidance_scale(told: Told) -> Array:
+    return told.each(told.request.guidance_scale)
+
+
+def _size_ids(told: Told) -> Array:
+    """(height, width) of the original, top and left of its crop, (height, width) of the target, as SDXL counts them."""
+    height, width = told.request.size
+    return told.each([height, width, 0, 0, height, width])
+
+
+def _motion_ids(told: Told) -> Array:
+    """Frames a second less one, motion bucket, noise augmentation, as Stable Video Diffusion counts them."""
+    request = told.request
+    assert isinstance(request, ImageToVideo)
+    return told.each([request.fps - 1, request.motion_bucket, request.noise_augmentation])
+
+
+def _image_latents(told: Told) -> Array:
+    """The picture at the request's size, with noise of every result's own seed where the request adds any."""
+    from mc_runtime.media.fit import fit
+
+    request = told.request
+    pixels = fit(request.pictures[0], request.size)[0]
+    strength = request.noise_augmentation if isinstance(request, ImageToVideo) else 0.0
+    if strength == 0:
+        return told.each(told.encode(pixels))
+    # Pixels from 0 to 1 are half as far apart as the model's, from -1 to 1.
+    noise = (further_noise(seed, pixels.shape) for seed in told.seeds)
+    return np.stack([told.encode(pixels + np.float32(strength / 2) * drawn) for drawn in noise])
+
+
+def _reference_latents(told: Told) -> Array:
+    """The picture to edit, at the served size nearest to its proportions; zeros of the smallest size without one."""
+    from mc_runtime.media.fit import fit
+
+    pictures = told.request.pictures
+    if not pictures:
+        return told.each(np.zeros(_reference_shape(told.manifest, told.request)))
+    return told.each(told.encode(fit(pictures[0], reference_size(told.manifest, pictures[0]))[0]))
+
+
+def _reference_shape(manifest: Manifest, request: Request) -> tuple[int, ...]:
+    channels, patch, scale = manifest.latents.channels, manifest.latents.patch, manifest.latents.scale
+    if not request.pictures:
+        return channels, patch, patch
+    height, width = reference_size(manifest, request.pictures[0])
+    return channels, height // scale, width // scale
+
+
+def _has_reference(told: Told) -> Array:
+    return told.each(1.0 if told.request.pictures else 0.0)
+
+
+def _first_frame(told: Told) -> Array:
+    """The picture's latents as one frame `[C, 1, H, W]`; zeros where the task has none."""
+    from mc_runtime.media.fit import fit
+
+    request = told.request
+    if not isinstance(request, ImageToVideo):
+        channels, _, height, width = request.latent_shape
+        return told.each(np.zeros((channels, 1, height, width)))
+    return told.each(told.encode(fit(request.pictures[0], request.size)[0]))
+
+
+def _has_first_frame(told: Told) -> Array:
+    return told.each(1.0 if isinstance(told.request, ImageToVideo) else 0.0)
+
+
+_FILLERS: Mapping[ConditionSource, Callable[[Told], Array]] = {
+    "pooled": _pooled,
+    "guidance_scale": _guidance_scale,
+    "size_ids": _size_ids,
+    "motion_ids": _motion_ids,
+    "image_latents": _image_latents,
+    "reference_latents": _reference_latents,
+    "has_reference": _has_reference,
+    "first_frame": _first_frame,
+    "has_first_frame": _has_first_frame,
+}
+_PICTURES: frozenset[ConditionSource] = frozenset({"image_latents", "reference_latents", "first_frame"})
