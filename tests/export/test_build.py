@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 
 from mc_export.build import BuildEvent, BuildOptions, BuildReport, EngineChoice, State, build_bundle
 from mc_export.build import verify as verify_module
+from mc_export.build.parts import facts_of, parts_of
+from mc_export.checkpoint import load_checkpoint
 from mc_export.reference import ReferencePipeline
 from mc_runtime import Runtime
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.bundle.store import open_bundle
 from mc_runtime.errors import EngineError, OutputError, RequestError
+from tests.export.conftest import LIMITS
 from tests.factories import tiny_metacanvas_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -110,6 +114,17 @@ def test_another_precision_of_one_component_builds_that_one(
     assert result.images[0].size == (32, 32)
 
 
+def test_another_scheduler_rebuilds_the_step_alone(checkpoint: Path) -> None:
+    opened = load_checkpoint(checkpoint)
+
+    def facts(order: int) -> dict[str, dict]:
+        limits = replace(LIMITS, order=order)
+        return {part.component: facts_of(part, opened, limits, {}) for part in parts_of(opened, limits, OPTIONS)}
+
+    first, second = facts(1), facts(3)
+    assert {component for component in first if first[component] != second[component]} == {"step"}
+
+
 def test_force_builds_again(checkpoint: Path, report: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     def noted(part, *arguments):
@@ -158,9 +173,9 @@ def test_an_interrupted_build_leaves_the_old_bundle_and_a_whole_cache(
 def test_an_engine_beyond_its_tolerance_fails_the_build(
     checkpoint: Path, report: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify_module.TOLERANCE, Precision.BF16, 1e-6)
-    options = BuildOptions(max_steps=4, max_batch=2, engines={"vae_encoder": EngineChoice("openvino", Precision.BF16)})
-    with pytest.raises(EngineError, match=r"^vae_encoder: openvino bf16 is off by .* --engine vae_encoder=openvino:fp32$"):
+    monkeypatch.setitem(verify_module.TOLERANCE, Precision.INT8, 1e-6)
+    options = BuildOptions(max_steps=4, max_batch=2, engines={"vae_decoder": EngineChoice("onnxruntime", Precision.INT8)})
+    with pytest.raises(EngineError, match=r"^vae_decoder: onnxruntime int8 is off by .*=onnxruntime:fp32$"):
         build_bundle(checkpoint, tmp_path / "bundle", options)
     assert list(tmp_path.iterdir()) == []
 

@@ -185,9 +185,12 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
             path = checkpoint.path / source
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             hashes[source] = sha256_of_files(checkpoint.path, files)
+    reach = asdict(limits)
+    if part.component != "step":
+        del reach["order"]  # another scheduler rebuilds the step alone
     return {
         "component": part.component,
         "weights": {source: hashes[source] for source in part.sources},
-        "limits": asdict(limits),
+        "limits": reach,
         "conditioning": checkpoint.conditioning,
     }
