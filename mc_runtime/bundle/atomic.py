@@ -22,6 +22,8 @@ from mc_runtime.errors import OutputError
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+# Bytes; whoever wrote until the disk was full has left less.
+_NOTHING_LEFT = 1 << 16
 
 
 @contextmanager
@@ -58,6 +60,17 @@ def staged_directory(destination: str | Path, *, marker: str | None = None) -> I
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, also one that a library wrapped in its own type, means that the disk is full."""
     return _says(error, errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disk_is_said(folder: Path) -> Iterator[None]:
+    """Around libraries that write half a file on a full disk and stumble over it later: the error becomes the disk's."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(folder).free < _NOTHING_LEFT and not is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def sweep(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,19 @@ def test_a_limit_on_files_is_an_output_error(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
+
+
+def test_a_full_disk_that_a_library_did_not_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_a_file() -> None:
+        with atomic.full_disk_is_said(tmp_path):
+            raise RuntimeError("Wire format was corrupt")
+
+    with pytest.raises(RuntimeError, match="Wire format"):
+        half_a_file()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage._replace(free=4096))
+    with pytest.raises(OutputError, match="disk is full"), staged_directory(tmp_path / "bundle"):
+        half_a_file()
 
 
 def test_full_disk_while_flushing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

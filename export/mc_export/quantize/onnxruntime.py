@@ -28,6 +28,7 @@ from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD
 from mc_export.quantize.pointwise import drop_unused_weights, pointwise_to_products
 from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import Layer, Outputs, choose_kept, relative_error
+from mc_runtime.bundle.atomic import full_disk_is_said
 
 _KINDS = ("MatMul", "Gemm", "Conv")
 
@@ -52,7 +53,7 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
         EngineError: there is nothing to calibrate on.
     """
     feeds = split(inputs, component)
-    with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".quantizing-") as folder:
+    with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".quantizing-") as folder, full_disk_is_said(Path(folder)):
         scratch = Path(folder)
         model = onnx.load(onnx_path)
         pointwise_to_products(model)
