@@ -173,9 +173,9 @@ def test_an_interrupted_build_leaves_the_old_bundle_and_a_whole_cache(
 def test_an_engine_beyond_its_tolerance_fails_the_build(
     checkpoint: Path, report: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify_module.TOLERANCE, Precision.INT8, 1e-6)
-    options = BuildOptions(max_steps=4, max_batch=2, engines={"vae_decoder": EngineChoice("onnxruntime", Precision.INT8)})
-    with pytest.raises(EngineError, match=r"^vae_decoder: onnxruntime int8 is off by .*=onnxruntime:fp32$"):
+    monkeypatch.setitem(verify_module.TOLERANCE, Precision.BF16, 1e-6)
+    options = BuildOptions(max_steps=4, max_batch=2, engines={"vae_encoder": EngineChoice("openvino", Precision.BF16)})
+    with pytest.raises(EngineError, match=r"^vae_encoder: openvino bf16 is off by .* --engine vae_encoder=openvino:fp32$"):
         build_bundle(checkpoint, tmp_path / "bundle", options)
     assert list(tmp_path.iterdir()) == []
 
