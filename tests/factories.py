@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
@@ -115,6 +123,53 @@ def tiny_vae(seed: int, channels: int = 4) -> AutoencoderDC:
         decoder_qkv_multiscales=((), (), (5,)),
         scaling_factor=0.41407,
     ).eval()
+
+
+def tiny_autoencoder_kl(seed: int, channels: int = 4, **overrides: Any) -> AutoencoderKL:
+    """A random AutoencoderKL with 4 pixels per latent cell and norms that are not one.
+
+    FLUX's kind is ``shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False``.
+    """
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {
+        "latent_channels": channels, "block_out_channels": (8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3, "sample_size": 32,
+    }  # fmt: skip
+    return with_random_norms(AutoencoderKL(**{**config, **overrides}).eval())
+
+
+def tiny_temporal_decoder(seed: int) -> AutoencoderKLTemporalDecoder:
+    """A random autoencoder of Stable Video Diffusion's kind, 2 pixels per latent cell (its norms have 32 groups, always)."""
+    torch.manual_seed(seed)
+    return with_random_norms(
+        AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1, latent_channels=4
+        ).eval()
+    )
+
+
+def tiny_wan_autoencoder(kind: str, seed: int = 0, channels: int = 4) -> AutoencoderKLWan:
+    """A random AutoencoderKLWan of kind ``"2.1"`` (stride 4 in time, 4 in space) or ``"2.2"`` (4 and 8, patches, residual)."""
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {
+        "base_dim": 8, "z_dim": channels, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],
+        "latents_mean": torch.randn(channels).tolist(), "latents_std": (0.5 + 2 * torch.rand(channels)).tolist(),
+        "scale_factor_spatial": 4,
+    }  # fmt: skip
+    if kind == "2.2":
+        config |= {
+            "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "decoder_base_dim": 12,
+            "scale_factor_spatial": 8,
+        }  # fmt: skip
+    return with_random_norms(AutoencoderKLWan(**config).eval())
+
+
+def with_random_norms(model: Any) -> Any:
+    """The model with norm scales and blend factors drawn anew: at one, much that is wrong does not show."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight", "mix_factor")):
+            torch.nn.init.uniform_(parameter, 0.4, 1.6)
+    return model
 
 
 def tiny_text_encoder(seed: int) -> tuple[Gemma2Model, PreTrainedTokenizerFast]:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from mc_runtime.bundle.decode import DecodeError, decode, encode
-from mc_runtime.bundle.signatures import check_signature
+from mc_runtime.bundle.signatures import check_chunks, check_signature
 from mc_runtime.errors import BundleError
 
 FORMAT = "mc-runtime-bundle"
@@ -43,7 +43,7 @@ class Precision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One engine input or output; a string dimension is dynamic, and equal strings are equal sizes."""
+    """One engine input or output; a string dimension is dynamic: a name, equal ones equal sizes, or a multiple, `8*H`."""
 
     name: str
     dtype: Literal["float32", "int64"]
@@ -343,6 +343,7 @@ class Manifest:
                 raise ValueError(f"engines: {component!r} is missing")
         for component, engine in self.engines.items():
             check_signature(component, engine, self.conditions if component == "step" else {})
+        check_chunks(self.engines)
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
         if self.engines[self.conditioning].output("context") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
         },
         {"next_sample": 4, "next_history?": 5},
     ),
-    "vae_decoder": ({"latents": 4}, {"pixels": 4}),
+    "vae_decoder": ({"latents": 4}, {"pixels": 4, "next_cache_*?": 5}),
+    "vae_decoder_next": ({"latents": 5, "cache_*": 5}, {"pixels": 5, "next_cache_*": 5}),
+    "vae_encoder": ({"pixels": 4}, {"latents": 4, "next_cache_*?": 5}),
+    "vae_encoder_next": ({"pixels": 5, "cache_*": 5}, {"latents": 5, "next_cache_*": 5}),
 }  # fmt: skip
 
 
@@ -46,10 +50,39 @@ def check_signature(component: str, engine: Engine, conditions: Iterable[str] = 
 def _check(place: str, known: Mapping[str, int], tensors: Sequence[Tensor]) -> None:
     ranks = {name.rstrip("?"): rank for name, rank in known.items()}
     for name in (name for name in known if not name.endswith("?")):
-        if all(tensor.name != name for tensor in tensors):
+        if all(_kind(tensor.name) != name for tensor in tensors):
             raise ValueError(f"{place}: {name!r} is missing")
     for tensor in tensors:
-        if tensor.name not in ranks:
+        kind = _kind(tensor.name)
+        if kind not in ranks:
             raise ValueError(f"{place}: {tensor.name!r} is none of {', '.join(ranks)}")
-        if len(tensor.shape) < ranks[tensor.name]:
-            raise ValueError(f"{place}: {tensor.name!r} has {len(tensor.shape)} dimensions, expected {ranks[tensor.name]}")
+        if len(tensor.shape) < ranks[kind]:
+            raise ValueError(f"{place}: {tensor.name!r} has {len(tensor.shape)} dimensions, expected {ranks[kind]}")
+
+
+def check_chunks(engines: Mapping[str, Engine]) -> None:
+    """Raise ValueError where a clip could not go chunk by chunk through a pair of engines, such as `vae_decoder` and
+    `vae_decoder_next`: they are of two libraries, or the caches that one gives are not those that the next one takes.
+    """
+    for component in ("vae_decoder", "vae_encoder"):
+        first, following = engines.get(component), engines.get(f"{component}_next")
+        given = _caches(first.outputs, "next_cache_*") if first else {}
+        if following is None and given:
+            raise ValueError(f"engines: '{component}_next' is missing, which takes what {component!r} keeps of a clip")
+        if following is None:
+            continue
+        if first is None or first.target != following.target:
+            raise ValueError(f"engines.{component}_next: needs a {component!r} of the same target, {following.target}")
+        taken, kept = _caches(following.inputs, "cache_*"), _caches(following.outputs, "next_cache_*")
+        for found in (given, kept):
+            if found != {f"next_{name}": shape for name, shape in taken.items()}:
+                raise ValueError(f"engines.{component}_next: its caches are not those that the chunk before it gives")
+
+
+def _caches(tensors: Sequence[Tensor], kind: str) -> dict[str, tuple[int | str, ...]]:
+    return {tensor.name: tensor.shape for tensor in tensors if _kind(tensor.name) == kind}
+
+
+def _kind(name: str) -> str:
+    """The name, without its number where it is one of many: `cache_*` for `cache_07`."""
+    return re.sub(r"cache_\d\d$", "cache_*", name)

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention, SanaLinearAttnProces
 from diffusers.models.embeddings import Timesteps
 from torch import nn
 
+from mc_export.autoencoders.registry import vae_program
 from mc_export.backbones.sana import Sana
 from mc_export.backbones.sana_export import LinearAttention
 from mc_export.lower.onnx import onnx_from_program
@@ -22,7 +23,6 @@ from mc_export.program.export import export_program
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_export.program.timesteps import SharedSinusoids
-from mc_export.program.vae import VaeDecoderProgram, VaeEncoderProgram
 from mc_runtime.errors import EngineError
 from tests.factories import CONTEXT_DIM, tiny_sana, tiny_text_encoder, tiny_vae
 
@@ -96,7 +96,7 @@ def test_decoder_equals_the_published_one_on_both_sides_of_its_branch(size: tupl
     vae = tiny_vae(seed=3)
     with torch.no_grad():
         expected = vae.decode(latents / vae.config.scaling_factor).sample
-        actual = VaeDecoderProgram(tiny_vae(seed=3)).eval().run({"latents": latents})["pixels"]
+        actual = vae_program("vae_decoder", tiny_vae(seed=3)).eval().run({"latents": latents})["pixels"]
     close(actual, (expected / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1))
 
 
@@ -105,7 +105,7 @@ def test_encoder_equals_the_published_one() -> None:
     vae = tiny_vae(seed=3)
     with torch.no_grad():
         expected = vae.encode(pixels.permute(0, 3, 1, 2) * 2 - 1).latent * vae.config.scaling_factor
-        close(VaeEncoderProgram(tiny_vae(seed=3)).eval().run({"pixels": pixels})["latents"], expected)
+        close(vae_program("vae_encoder", tiny_vae(seed=3)).eval().run({"pixels": pixels})["latents"], expected)
 
 
 def test_text_encoder_equals_the_published_one_across_its_window() -> None:
@@ -205,7 +205,7 @@ def test_an_axis_that_cannot_be_exported_is_refused(least: int, most: int, examp
 
 
 def test_checked_sizes_are_not_the_exported_ones() -> None:
-    program = VaeEncoderProgram(tiny_vae(seed=3))
+    program = vae_program("vae_encoder", tiny_vae(seed=3))
     for extents in program.check_extents():
         assert all(extents[name] != size for name, size in program.example_extents.items())
         assert all(extents[name] % axis.multiple == 0 for name, axis in program.axes.items())

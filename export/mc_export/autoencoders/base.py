@@ -6,6 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import nn
+
+from mc_export.autoencoders.scaling import LatentScaling
+from mc_export.program.base import Program
+
 
 @dataclass(frozen=True)
 class Strides:
@@ -38,15 +43,47 @@ class Strides:
         return 1 + (frames - 1) // self.time
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far the dynamic dimensions of an autoencoder's engines go, and what its encoder is for.
+
+    Attributes:
+        max_batch: pictures or clips at once; frames count as pictures where the autoencoder knows pictures only.
+        max_cells: latent cells along height and width.
+        max_frames: latent frames that a decoder of whole clips takes at once.
+        scale_encoded: whether the backbone takes encoded pictures in the scale of its own latents. SVD does not: it is
+            conditioned on the autoencoder's own values.
+    """
+
+    max_batch: int = 64
+    max_cells: int = 128
+    max_frames: int = 32
+    scale_encoded: bool = True
+
+
 class Autoencoder(ABC):
     """One class of autoencoder.
 
     Attributes:
         model_class: its name in diffusers, as in ``model_index.json``.
+        components: the engines it gives; one that ends in ``_next`` takes up where the one before it left a clip.
     """
 
     model_class: ClassVar[str]
+    components: ClassVar[tuple[str, ...]] = ("vae_decoder", "vae_encoder")
 
     @abstractmethod
     def strides(self, config: Any) -> Strides:
         """How its latents lie over pixels; ``config`` is the model's, with the class's defaults filled in."""
+
+    @abstractmethod
+    def scaling(self, config: Any) -> LatentScaling:
+        """How a backbone's latents follow from the autoencoder's own values."""
+
+    @abstractmethod
+    def latent_channels(self, config: Any) -> int:
+        """Channels of the latents."""
+
+    @abstractmethod
+    def program(self, component: str, vae: nn.Module, reach: Reach) -> Program:
+        """One of its engines; ``vae`` may be changed in place, with the same results."""

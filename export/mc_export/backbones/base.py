@@ -90,6 +90,7 @@ class Backbone(ABC):
         guidance_branches: predictions that guidance weighs; 1 where the model takes the scale as an input, or none at all.
         embeds_guidance: whether the model takes the guidance scale as an input.
         guidance_ramp_from: guidance scale of a video's first frame, rising to the request's at the last one; None: one for all.
+        scales_encoded: whether it takes encoded pictures in the scale of its latents, or as the autoencoder gives them.
     """
 
     name: ClassVar[str]
@@ -108,6 +109,7 @@ class Backbone(ABC):
     guidance_branches: ClassVar[int] = 2
     embeds_guidance: ClassVar[bool] = False
     guidance_ramp_from: ClassVar[float | None] = None
+    scales_encoded: ClassVar[bool] = True
 
     def refusal(self, config: Any) -> str | None:
         """Why a model of this configuration is not supported, in one line; None where it is."""

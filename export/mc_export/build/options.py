@@ -79,5 +79,5 @@ class BuildOptions:
                 raise RequestError(f"size {height}x{width}: height and width must be positive")
 
     def choice(self, component: Component) -> EngineChoice:
-        """Target and precision of one component."""
-        return self.engines.get(component) or EngineChoice(self.target, self.precision)
+        """Target and precision of one component; both engines of a clip's chunks have one, since they share their caches."""
+        return self.engines.get(component.removesuffix("_next")) or EngineChoice(self.target, self.precision)

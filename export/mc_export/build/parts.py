@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from mc_export.autoencoders.base import Reach
 from mc_export.build.options import BuildOptions
 from mc_export.checkpoint import layout
 from mc_export.checkpoint.hashing import sha256_of_files
@@ -15,7 +17,6 @@ from mc_export.program.base import Program
 from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
-from mc_export.program.vae import VaeDecoderProgram, VaeEncoderProgram
 from mc_runtime.bundle.manifest import Component, PromptingSet, Sizes
 from mc_runtime.errors import CheckpointError, RequestError
 
@@ -132,7 +133,10 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     _, patch, _ = adapter.patch(config)
     keyframes = checkpoint.config.canvas.grid[0] if checkpoint.config else 1
     on_planner = checkpoint.conditioning == "planner"
-    largest: dict[str, Any] = {"max_batch": limits.max_batch, "max_cells": limits.max_tokens * patch}
+    reach = Reach(
+        max_batch=limits.max_batch, max_cells=limits.max_tokens * patch, max_frames=limits.max_frames,
+        scale_encoded=adapter.scales_encoded,
+    )  # fmt: skip
 
     def planner() -> Program:
         canvas = checkpoint.load_canvas()
@@ -158,16 +162,20 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
             max_frames=limits.max_frames, keyframes=keyframes,
         )  # fmt: skip
 
+    def autoencoder(component: Component) -> Program:
+        return checkpoint.autoencoder.program(component, checkpoint.load_vae(), reach)
+
     canvas_files = () if checkpoint.is_stock else (layout.CANVAS_WEIGHTS, METACANVAS_FILE)
     backbone = adapter.component
     parts = [
         Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
         Part("text_encoder", (*(encoder.model for encoder in adapter.encoders), backbone), text_encoder),
         Part("step", (backbone, *canvas_files), step),
-        Part("vae_decoder", (layout.VAE,), lambda: VaeDecoderProgram(checkpoint.load_vae(), **largest)),
-        Part("vae_encoder", (layout.VAE,), lambda: VaeEncoderProgram(checkpoint.load_vae(), **largest)),
+        *(Part(component, (layout.VAE,), partial(autoencoder, component)) for component in checkpoint.autoencoder.components),
     ]
-    absent = {"planner": checkpoint.is_stock, "text_encoder": on_planner, "vae_encoder": "vae_encoder" not in options.engines}
+    no_encoder = "vae_encoder" not in options.engines
+    absent = {"planner": checkpoint.is_stock, "text_encoder": on_planner}
+    absent |= {"vae_encoder": no_encoder, "vae_encoder_next": no_encoder}
     for component in options.engines:
         if absent.get(component):
             there = ", ".join(part.component for part in parts if not absent.get(part.component))

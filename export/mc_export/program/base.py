@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.bundle.manifest import Tensor
 
 Extents = Mapping[str, int]
@@ -44,8 +45,8 @@ class Program(nn.Module, ABC):
 
     Attributes:
         component: the engine's name in the bundle.
-        inputs: names, dtypes and shapes; a string dimension is dynamic and one of `axes`.
-        outputs: the same; their dynamic dimensions may also be products of inputs' ones.
+        inputs: names, dtypes and shapes; a string dimension is dynamic: one of `axes`, or a multiple of one, such as `8*H`.
+        outputs: the same; their dynamic dimensions may also have names of their own.
         axes: the dynamic dimensions.
     """
 
@@ -72,12 +73,10 @@ class Program(nn.Module, ABC):
 
     def extents_of(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """The sizes of the dynamic dimensions in these inputs."""
-        return {
-            name: inputs[spec.name].shape[index]
-            for spec in self.inputs
-            for index, name in enumerate(spec.shape)
-            if isinstance(name, str)
-        }
+        found: dict[str, int] = {}
+        for spec in self.inputs:
+            found |= extents_in(spec.shape, inputs[spec.name].shape)
+        return found
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name, without gradients."""
@@ -103,7 +102,7 @@ def int_tensor(name: str, *shape: int | str) -> Tensor:
 
 def shape_of(spec: Tensor, extents: Extents) -> tuple[int, ...]:
     """The spec's shape with its dynamic dimensions filled in."""
-    return tuple(extents[size] if isinstance(size, str) else size for size in spec.shape)
+    return sizes_of(spec.shape, extents)
 
 
 def right_padded_mask(batch: int, length: int) -> torch.Tensor:

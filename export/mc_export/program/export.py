@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram, export
 
 from mc_export.program.base import Program
+from mc_runtime.bundle.dimensions import factor_and_name
 from mc_runtime.errors import EngineError
 
 
@@ -37,15 +38,20 @@ def export_program(program: Program) -> ExportedProgram:
 
 def _dynamic_shapes(program: Program) -> dict[str, dict[int, object]]:
     """Per input, the dynamic dimensions; an axis of cells of several elements is a multiple of a hidden dimension."""
-    dims: dict[str, object] = {}
+    dims: dict[str, Any] = {}
     for axis in program.axes.values():
         if axis.multiple == 1:
             dims[axis.name] = Dim(axis.name, min=axis.min, max=axis.max)
         else:
             cells = Dim(f"{axis.name}_cells", min=axis.min // axis.multiple, max=axis.max // axis.multiple)
             dims[axis.name] = axis.multiple * cells
+
+    def dim(size: str) -> object:
+        factor, name = factor_and_name(size)
+        return dims[name] if factor == 1 else factor * dims[name]
+
     return {
-        spec.name: {index: dims[size] for index, size in enumerate(spec.shape) if isinstance(size, str)}
+        spec.name: {index: dim(size) for index, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in program.inputs
     }
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mc_export.autoencoders.registry import vae_program
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
-from mc_export.program.vae import VaeDecoderProgram
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.pipeline import Conditions
 from mc_export.reference.prompts import chat_text, encode_for_planner
@@ -122,7 +122,7 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
         kept_steps += inputs[index % pictures :: pictures]
         latents.append(latent)
     stride = -(-len(kept_steps) // MAX_STEP_INPUTS)
-    decoder = VaeDecoderProgram(reference.vae)
+    decoder = vae_program("vae_decoder", reference.vae)
     pixels = [decoder.eval()(latent) for latent in latents]
     return {
         "step": sorted(kept_steps, key=lambda inputs: -float(inputs["timestep"][0]))[::stride],
