@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mc_runtime.bundle.decode import DecodeError, decode, encode
 from mc_runtime.bundle.signatures import check_chunks, check_signature
+from mc_runtime.bundle.vision import Vision
 from mc_runtime.errors import BundleError
 
 FORMAT = "mc-runtime-bundle"
@@ -23,7 +24,7 @@ VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Component = str
-"""`planner`, `text_encoder`, `step`, `vae_decoder`, `vae_encoder`; a later task may add names."""
+"""`vision`, `planner`, `text_encoder`, `step`, `vae_decoder`, `vae_encoder`; a later task may add names."""
 
 
 ConditionSource = Literal[
@@ -233,10 +234,10 @@ class Canvas:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A piece of the prompt's frame: fixed text, or the slot that the prompt takes."""
+    """A piece of the prompt's frame: fixed text, or the slot of the prompt, or that of its pictures and clips."""
 
     text: str | None = None
-    slot: Literal["prompt"] | None = None
+    slot: Literal["prompt", "media"] | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.slot is None):
@@ -247,11 +248,12 @@ class Segment:
 class Prompting:
     """How a prompt becomes token ids for one engine.
 
-    `negative_segments` frames the negative prompt where it differs. `max_tokens` counts the frame too.
-    `select` are the rows of the padded sequence that the text encoder keeps (negative ones count from the
-    end), as SANA does after its instruction. `gives_context` is off for an encoder that gives a pooled vector only;
-    `padding_counts` is on where the backbone reads the padded rows too, as it was trained to; without `pad_to_max`, one of
-    them stands for all, because they are equal.
+    `negative_segments` frames the negative prompt where it differs. `max_tokens` counts the frame too, but not the
+    tokens of pictures and clips; `vision` says how those are read, where they are. `select` are the rows of the
+    padded sequence that the text encoder keeps (negative ones count from the end), as SANA does after its
+    instruction. `gives_context` is off for an encoder that gives a pooled vector only; `padding_counts` is on where
+    the backbone reads the padded rows too, as it was trained to; without `pad_to_max`, one of them stands for all,
+    because they are equal.
     """
 
     tokenizer: str
@@ -267,6 +269,7 @@ class Prompting:
     select: tuple[int, ...] | None = None
     gives_context: bool = True
     padding_counts: bool = False
+    vision: Vision | None = None
 
     def __post_init__(self) -> None:
         _at_least_one(max_tokens=self.max_tokens, negative_max_tokens=self.negative_max_tokens or 1)
@@ -274,6 +277,9 @@ class Prompting:
             raise ValueError("pad_id, end_token_id: expected 0 or more")
         if any(not -self.max_tokens <= row < self.max_tokens for row in self.select or ()):
             raise ValueError(f"select: expected rows from {-self.max_tokens} to {self.max_tokens - 1}")
+        for segments in (self.segments, self.negative_segments or self.segments):
+            if (self.vision is None) != all(segment.slot != "media" for segment in segments):
+                raise ValueError("segments: a slot for media belongs to a prompting with vision, and to no other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +360,10 @@ class Manifest:
             raise ValueError(f"prompting: {self.conditioning!r} gives the context and has no prompting")
         if self.canvas is not None and self.prompting.planner is None:
             raise ValueError("prompting: 'planner' draws the canvas and has no prompting")
+        reads = self.prompting.planner is not None and self.prompting.planner.vision is not None
+        takes = "planner" in self.engines and self.engines["planner"].input("vision") is not None
+        if len({reads, takes, "vision" in self.engines}) > 1:
+            raise ValueError("prompting.planner.vision: belongs with a vision engine and a planner engine that takes its rows")
 
     def required_components(self) -> tuple[Component, ...]:
         """The engines that a picture needs, in the order of a request."""

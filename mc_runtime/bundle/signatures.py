@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 # Least rank of every tensor: latents of a video have one dimension more. An optional one ends in "?".
 _TEXT = {"input_ids": 2, "attention_mask": 2}
 _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
+    "vision": (
+        {"pixels": 3, "positions": 3, "windows": 2, "window_places": 2, "frames": 2, "frame_places": 2},
+        {"vision": 2},
+    ),
     "planner": (
-        {**_TEXT, "position_ids?": 3, "canvas_position_ids?": 5},
+        {**_TEXT, "position_ids?": 3, "canvas_position_ids?": 5, "vision?": 2, "vision_index?": 2},
         {"canvas": 5, "context?": 3, "pooled?": 2},
     ),
     "text_encoder": (

@@ -11,7 +11,7 @@ import click
 
 TARGETS = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16", "int8")
-COMPONENTS = ("planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
+COMPONENTS = ("vision", "planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

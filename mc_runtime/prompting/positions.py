@@ -45,13 +45,6 @@ class Grid:
         return np.stack(axes).astype(np.int64) + start
 
 
-def text_positions(attention_mask: ArrayLike) -> Positions:
-    """i64 `[3, B, L]` of right-padded text; padding has position 0."""
-    mask = np.asarray(attention_mask, dtype=np.int64)
-    rows = np.arange(mask.shape[1], dtype=np.int64) * mask
-    return np.broadcast_to(rows, (3, *mask.shape)).copy()
-
-
 def canvas_positions(starts: ArrayLike, grid: Grid) -> Positions:
     """i64 `[3, B, t, h, w]` of one canvas behind each instruction; `starts` are the next free positions `[B]`.
 

@@ -24,6 +24,9 @@ def normalized(prompt: str, how: str) -> str:
     return prompt
 
 
-def framed(segments: Sequence[Segment], prompt: str) -> str:
-    """The fixed texts with `prompt` in its slot, as one string: token merges may cross the seams, as they did in training."""
-    return "".join(prompt if segment.text is None else segment.text for segment in segments)
+def framed(segments: Sequence[Segment], prompt: str, media: str = "") -> str:
+    """The fixed texts with `prompt` and the texts of its pictures and clips, `media`, in their slots.
+
+    One string, because token merges may cross the seams, as they did in training.
+    """
+    return "".join({"prompt": prompt, "media": media, None: segment.text or ""}[segment.slot] for segment in segments)

@@ -1,9 +1,10 @@
-"""From a prompt to a plan: token ids, then the planner and the text encoder, once for every content."""
+"""From a prompt to a plan: token ids, then vision tower, planner and text encoder, once for every content."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from mc_runtime.bundle.arrays import load_arrays
 from mc_runtime.bundle.manifest import Component
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
-from mc_runtime.errors import BundleError
-from mc_runtime.prompting.positions import Grid, canvas_positions, text_positions
+from mc_runtime.errors import BundleError, RequestError
+from mc_runtime.prompting.pixels import Media
+from mc_runtime.prompting.positions import Grid, canvas_positions
 from mc_runtime.prompting.tokenizer import Encoded, Prompter
+from mc_runtime.prompting.vision import Seen, look_at, tower_inputs
 from mc_runtime.runtime.engines import EngineClock, Engines, LoadedEngine, fits, fixed, padded
 from mc_runtime.runtime.plan import Branch, ContentCache
 
@@ -26,12 +29,14 @@ CACHE_BYTES = 256 * 2**20
 class EncodedPrompt:
     """One text's token ids, for every model of every engine that reads text.
 
-    `context` is of the model whose rows become the context; `is_empty_negative` may be served by the stored plan.
+    `context` is of the model whose rows become the context; `is_empty_negative` may be served by the stored plan; `seen` are
+    the pictures and clips that the planner reads with it.
     """
 
     by_engine: Mapping[Component, tuple[Encoded, ...]]
     context: Encoded
     is_empty_negative: bool
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,30 @@ class Planning:
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """The engines that plans need."""
+        """The engines that plans of texts need; those with pictures need `vision` too."""
         return tuple(self._prompters)
 
-    def encode(self, text: str, *, negative: bool = False) -> EncodedPrompt:
-        """Token ids of a text. Raises RequestError where it is too long for an engine."""
+    def look(self, media: Sequence[Media]) -> tuple[Seen, ...]:
+        """Pictures and clips, resized and counted, for `encode`. Raises RequestError, also for a planner of text only."""
+        spec = self._bundle.manifest.prompting.planner
+        if not media:
+            return ()
+        if spec is None or spec.vision is None:
+            raise RequestError("this bundle's planner reads text only; give no pictures, or use a bundle with such a task")
+        return look_at(media, spec.vision)
+
+    def encode(self, text: str, *, negative: bool = False, seen: Sequence[Seen] = ()) -> EncodedPrompt:
+        """Token ids of a text, for the planner behind what `look` saw. Raises RequestError where it is too long."""
         encoded = {
-            name: tuple(prompter.encode([text], negative=negative) for prompter in prompters)
+            name: tuple(
+                prompter.encode([text], negative=negative, seen=seen if name == "planner" else ()) for prompter in prompters
+            )
             for name, prompters in self._prompters.items()
         }
         conditioning = self._bundle.manifest.conditioning
         of_context = zip(self._prompters[conditioning], encoded[conditioning], strict=True)
         context = next(found for prompter, found in of_context if prompter.spec.gives_context)
-        return EncodedPrompt(encoded, context, is_empty_negative=negative and not text)
+        return EncodedPrompt(encoded, context, is_empty_negative=negative and not text and not seen, seen=tuple(seen))
 
     def rows(self, prompt: EncodedPrompt, size: tuple[int, int]) -> int:
         """How many context rows the branch of this text will have."""
@@ -100,7 +116,7 @@ class Planning:
         stored = self._stored(grid) if prompt.is_empty_negative else None
         if stored is not None:
             return stored
-        outputs = {name: self._outputs(name, encoded, grid, clock) for name, encoded in prompt.by_engine.items()}
+        outputs = {name: self._outputs(name, prompt, grid, clock) for name in prompt.by_engine}
         given = outputs[manifest.conditioning]
         mask, rows = prompt.context.context_mask[0], _last_row(prompt.context)
         canvas = outputs["planner"]["canvas"] if grid else None
@@ -119,21 +135,43 @@ class Planning:
         return Branch(self._empty["context"], self._empty["context_mask"], canvas, self._empty.get("pooled"))
 
     def _outputs(
-        self, component: Component, encoded: Sequence[Encoded], grid: tuple[int, int, int] | None, clock: EngineClock
+        self, component: Component, prompt: EncodedPrompt, grid: tuple[int, int, int] | None, clock: EngineClock
     ) -> dict[str, Array]:
         """Outputs without the batch dimension, from the cache where this content was seen before."""
-        where = grid if component == "planner" else None
-        texts = tuple((text.input_ids.tobytes(), text.select.tobytes()) for text in encoded)
-        key: Hashable = (self._bundle.digest, component, texts, where)
-        outputs: _Outputs = self._cache.get_or_make(key, lambda: self._run(component, encoded, grid, clock))
+        encoded = prompt.by_engine[component]
+        content: Hashable = tuple((text.input_ids.tobytes(), text.select.tobytes()) for text in encoded)
+        if component == "planner":
+            pictures = tuple(one.digest for one in prompt.seen)
+            content = (content, grid, encoded[0].position_ids.tobytes(), pictures)
+        key = (self._bundle.digest, component, content)
+        outputs: _Outputs = self._cache.get_or_make(key, lambda: self._run(component, prompt, grid, clock))
         return outputs.arrays
 
     def _run(
-        self, component: Component, encoded: Sequence[Encoded], grid: tuple[int, int, int] | None, clock: EngineClock
+        self, component: Component, prompt: EncodedPrompt, grid: tuple[int, int, int] | None, clock: EngineClock
     ) -> _Outputs:
         engine = self._engines.get(component)
-        inputs = _inputs(engine, encoded, grid)
+        inputs = _inputs(engine, prompt.by_engine[component], grid)
+        rows = engine.spec.input("vision")
+        if rows is not None:
+            width = rows.shape[1]
+            assert isinstance(width, int)
+            # An engine has no empty inputs: a text alone has one row that no token asks for.
+            inputs["vision"] = self._vision(prompt.seen, clock) if prompt.seen else np.zeros((1, width), np.float32)
         return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+
+    def _vision(self, seen: Sequence[Seen], clock: EngineClock) -> Array:
+        """Embeddings f32 `[n, D]` of pictures and clips in the order of their tokens; each is run alone and kept by content."""
+        spec = self._bundle.manifest.prompting.planner
+        assert spec is not None
+        assert spec.vision is not None
+        vision = spec.vision
+
+        def run(one: Seen) -> _Outputs:
+            return _Outputs(self._engines.get("vision").run(tower_inputs([one], vision), clock))
+
+        kept = [self._cache.get_or_make((self._bundle.digest, "vision", one.digest), partial(run, one)) for one in seen]
+        return np.concatenate([outputs.arrays["vision"] for outputs in kept])
 
 
 def _empty_plan(path: Path, step: EngineSpec) -> dict[str, Array]:
@@ -171,12 +209,14 @@ def _inputs(engine: LoadedEngine, encoded: Sequence[Encoded], grid: tuple[int, i
         inputs |= {
             f"input_ids{suffix}": padded(text.input_ids, 1, length),
             f"attention_mask{suffix}": padded(text.attention_mask, 1, length),
-            f"position_ids{suffix}": padded(text_positions(text.attention_mask), 2, length),
+            f"position_ids{suffix}": padded(text.position_ids, 2, length),
+            f"vision_index{suffix}": padded(text.vision_index + 1, 1, length) - 1,  # filled up with -1, no row
             f"select{suffix}": padded(text.select, 0, rows),
         }
-        axes |= {f"input_ids{suffix}": 0, f"attention_mask{suffix}": 0, f"position_ids{suffix}": 1}
+        of_batch = {"input_ids": 0, "attention_mask": 0, "position_ids": 1, "vision_index": 0}
+        axes |= {f"{name}{suffix}": axis for name, axis in of_batch.items()}
     if grid is not None:
-        inputs["canvas_position_ids"] = canvas_positions(encoded[0].lengths, Grid(*grid))
+        inputs["canvas_position_ids"] = canvas_positions(encoded[0].starts, Grid(*grid))
         axes["canvas_position_ids"] = 1
     batch = fixed(engine.spec, "input_ids", 0) or 1
     return {name: np.repeat(array, batch, axis=axes[name]) if name in axes else array for name, array in inputs.items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-from mc_runtime.prompting import Grid, canvas_positions, sequence_positions, text_positions
+from mc_runtime.prompting import Grid, canvas_positions, sequence_positions
 
 MERGE, TOKENS_PER_SECOND = 2, 4
 
@@ -25,8 +25,8 @@ def model() -> Qwen2_5_VLModel:
     return Qwen2_5_VLModel(config)
 
 
-def of_transformers(model: Qwen2_5_VLModel, parts: list[int | tuple[str, Grid]], padding: int = 0) -> np.ndarray:
-    """`[3, n + padding]` for text runs and vision grids; a video's interval is given as seconds per grid."""
+def of_transformers(model: Qwen2_5_VLModel, parts: list[int | tuple[str, Grid]]) -> np.ndarray:
+    """`[3, n]` for text runs and vision grids; a video's interval is given as seconds per grid."""
     types: list[int] = []
     grids: dict[str, list[list[int]]] = {"image": [], "video": []}
     seconds: list[float] = []
@@ -41,24 +41,23 @@ def of_transformers(model: Qwen2_5_VLModel, parts: list[int | tuple[str, Grid]],
             seconds.append(grid.interval / TOKENS_PER_SECOND)
     count = len(types)
     positions, _ = model.get_rope_index(
-        torch.zeros(1, count + padding, dtype=torch.long),
-        mm_token_type_ids=torch.tensor([types + [0] * padding], dtype=torch.int),
+        torch.zeros(1, count, dtype=torch.long),
+        mm_token_type_ids=torch.tensor([types], dtype=torch.int),
         image_grid_thw=torch.tensor(grids["image"]) if grids["image"] else None,
         video_grid_thw=torch.tensor(grids["video"]) if grids["video"] else None,
         second_per_grid_ts=torch.tensor(seconds) if seconds else None,
-        attention_mask=torch.tensor([[1] * count + [0] * padding]),
+        attention_mask=torch.ones(1, count),
     )
     return positions[:, 0].numpy()
 
 
-@pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("length", [1, 23])
-def test_text(model: Qwen2_5_VLModel, length: int, padding: int) -> None:
-    mask = np.array([[1] * length + [0] * padding])
-    got = text_positions(mask)
-    assert got.shape == (3, 1, length + padding)
+def test_text(model: Qwen2_5_VLModel, length: int) -> None:
+    got, start = sequence_positions([length])
+    assert got.shape == (3, length)
     assert got.dtype == np.int64
-    np.testing.assert_array_equal(got[:, 0], of_transformers(model, [length], padding))
+    assert start == length
+    np.testing.assert_array_equal(got, of_transformers(model, [length]))
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1, 1), Grid(1, 4, 4), Grid(1, 3, 7), Grid(1, 16, 16), Grid(1, 11, 5)])

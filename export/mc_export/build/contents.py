@@ -13,6 +13,7 @@ from mc_export.build.options import BuildOptions
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.prompting import planner_prompting, text_prompting
 from mc_export.sampler import build_sampler_table
+from mc_export.vision import planner_vision
 from mc_runtime.bundle.arrays import save_arrays
 from mc_runtime.bundle.manifest import Manifest, Prompting, PromptingSet, Sampler, Sizes
 from mc_runtime.bundle.store import write_manifest
@@ -31,7 +32,9 @@ def write_prompting(checkpoint: Checkpoint, folder: Path) -> PromptingSet:
     planner: Prompting | None = None
     encoders: tuple[Prompting, ...] = ()
     if checkpoint.config is not None:
-        planner = planner_prompting(checkpoint.load_planner_tokenizer(), checkpoint.config, folder)
+        planner = planner_prompting(
+            checkpoint.load_planner_tokenizer(), checkpoint.config, folder, vision=planner_vision(checkpoint)
+        )
     if checkpoint.conditioning == "text_encoder":
         encoders = text_prompting(checkpoint.backbone, checkpoint.load_tokenizers(), folder)
     first, second = (*encoders, None, None)[:2]

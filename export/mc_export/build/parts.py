@@ -17,6 +17,7 @@ from mc_export.program.base import Program
 from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
+from mc_export.program.vision import VisionProgram
 from mc_runtime.bundle.manifest import Component, PromptingSet, Sizes
 from mc_runtime.errors import CheckpointError, RequestError
 
@@ -35,7 +36,9 @@ class Limits:
         max_batch: images at once.
         max_tokens: tokens along the longer side of a picture.
         max_canvas: canvas tokens along it; 1 without a canvas.
-        planner_length, text_lengths: longest sequences, one a text encoder; 0 and none where there is no such engine.
+        planner_length, text_lengths: longest sequences, pictures included, one a text encoder; 0 and none where there is no
+            such engine.
+        vision_tokens: most tokens of pictures and clips in one; 0 where the planner reads text only.
         max_frames: latent frames of a video; 1 for pictures.
         context_length: most rows of context.
         order: of the sampler.
@@ -49,6 +52,7 @@ class Limits:
     context_length: int
     order: int
     max_frames: int = 1
+    vision_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
 def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:
     """The limits of a bundle's engines."""
     planner, texts = prompting.planner, [text for text in (prompting.text_encoder, prompting.text_encoder_2) if text]
-    planner_length = planner.max_tokens if planner else 0
+    vision_tokens = planner.vision.max_tokens if planner and planner.vision else 0
+    planner_length = planner.max_tokens + vision_tokens if planner else 0
     text_lengths = tuple(max(text.max_tokens, text.negative_max_tokens or 0) for text in texts)
     conditioned_on_text = checkpoint.conditioning == "text_encoder"
     kept = max((len(text.select or ()) for text in texts), default=0) or max(text_lengths, default=0)
@@ -117,6 +122,7 @@ def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, opt
         max_canvas=max(canvas[1:]),
         planner_length=planner_length,
         text_lengths=text_lengths,
+        vision_tokens=vision_tokens,
         context_length=kept if conditioned_on_text else planner_length,
         order=order,
     )
@@ -138,13 +144,16 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         scale_encoded=adapter.scales_encoded,
     )  # fmt: skip
 
+    def vision() -> Program:
+        return VisionProgram(checkpoint.load_vision_tower(), max_tokens=limits.vision_tokens)
+
     def planner() -> Program:
         canvas = checkpoint.load_canvas()
         context = adapter.context_preparation(checkpoint.load_model()) if on_planner else None
         return PlannerProgram(
             checkpoint.load_planner(canvas), canvas, width, context, context_width,
             max_length=limits.planner_length, max_batch=limits.max_batch, max_cells=limits.max_canvas,
-            keyframes=keyframes,
+            keyframes=keyframes, max_vision=limits.vision_tokens,
         )  # fmt: skip
 
     def text_encoder() -> Program:
@@ -168,13 +177,14 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     canvas_files = () if checkpoint.is_stock else (layout.CANVAS_WEIGHTS, METACANVAS_FILE)
     backbone = adapter.component
     parts = [
+        Part("vision", (layout.PLANNER,), vision),
         Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
         Part("text_encoder", (*(encoder.model for encoder in adapter.encoders), backbone), text_encoder),
         Part("step", (backbone, *canvas_files), step),
         *(Part(component, (layout.VAE,), partial(autoencoder, component)) for component in checkpoint.autoencoder.components),
     ]
     no_encoder = "vae_encoder" not in options.engines
-    absent = {"planner": checkpoint.is_stock, "text_encoder": on_planner}
+    absent = {"vision": limits.vision_tokens == 0, "planner": checkpoint.is_stock, "text_encoder": on_planner}
     absent |= {"vae_encoder": no_encoder, "vae_encoder_next": no_encoder}
     for component in options.engines:
         if absent.get(component):

@@ -103,6 +103,14 @@ class Checkpoint:
         """The tokenizer of the planner's processor, with its chat template. (``AutoProcessor`` itself needs torchvision.)"""
         return load_pretrained("transformers", "AutoTokenizer", self.path / layout.PROCESSOR)
 
+    def load_image_processor(self) -> Any:
+        """The planner's image processor, the one that works on Pillow pictures."""
+        return load_pretrained("transformers", "Qwen2VLImageProcessorPil", self.path / layout.PROCESSOR)
+
+    def load_planner_config(self) -> Any:
+        """The planner's configuration with transformers' defaults filled in."""
+        return load_pretrained("transformers", "Qwen2_5_VLConfig", self.path / layout.PLANNER)
+
     def load_scheduler(self) -> Any:
         """The checkpoint's own diffusers scheduler."""
         library, name = self.index[layout.SCHEDULER]
@@ -112,10 +120,19 @@ class Checkpoint:
 
     def load_planner(self, canvas: CanvasModel, dtype: torch.dtype = torch.float32) -> Planner:
         """The planner with its canvas tokens and, if the checkpoint has one, its LoRA on the canvas rows."""
-        qwen = load_component(self.path, layout.PLANNER, {layout.PLANNER: ("transformers", "Qwen2_5_VLModel")}, dtype)
+        qwen: Any = self._load_qwen(dtype)
         lora = self.path / layout.PLANNER_LORA
         rows = apply_planner_lora(qwen, lora) if lora.is_dir() else None
         return Planner(qwen, canvas.canvas_tokens, rows).eval()
+
+    def load_vision_tower(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The planner's vision tower."""
+        qwen: Any = self._load_qwen(dtype)
+        tower: nn.Module = qwen.visual
+        return tower
+
+    def _load_qwen(self, dtype: torch.dtype) -> nn.Module:
+        return load_component(self.path, layout.PLANNER, {layout.PLANNER: ("transformers", "Qwen2_5_VLModel")}, dtype)
 
     def load_canvas(self, dtype: torch.dtype = torch.float32) -> CanvasModel:
         """Canvas tokens and connectors."""

@@ -13,6 +13,7 @@ from mc_runtime.errors import CheckpointError
 METACANVAS_FILE = "metacanvas.json"
 # What Qwen2.5-VL was trained to read; masks grow with the square of it.
 LONGEST_PROMPT = 32768
+Task = Literal["text-to-image", "image-editing", "text-to-video", "image-to-video", "video-editing", "in-context-video"]
 
 
 class _Strict(BaseModel):
@@ -46,23 +47,38 @@ class CanvasConnectorConfig(_Strict):
 
 
 class PromptConfig(_Strict):
-    """The instruction's limit in tokens, the token that closes it (default: the tokenizer's EOS), prompts to calibrate on."""
+    """The instruction's limit in tokens, the token that closes it (default: the tokenizer's EOS), prompts to calibrate on.
+
+    And its pictures and clips: tokens of a picture and of a clip's temporal patch (None: as the processor's pixel limits have
+    it), frames a second and at most that are taken of a clip, and how many pictures, clips and tokens of theirs there may be.
+    """
 
     max_tokens: Annotated[int, Field(gt=0, le=LONGEST_PROMPT)] = 512
     end_token: str | None = None
     calibration: tuple[str, ...] = ()
+    image_tokens: PositiveInt | None = None
+    frame_tokens: PositiveInt | None = None
+    clip_fps: PositiveFloat | None = 2.0
+    max_frames: PositiveInt = 768
+    max_media: PositiveInt = 16
+    max_vision_tokens: PositiveInt = 4096
 
 
 class MetaCanvasConfig(_Strict):
     """The whole of ``metacanvas.json``."""
 
     format_version: Literal[1] = 1
-    tasks: Annotated[tuple[Literal["text-to-image"], ...], Field(min_length=1)] = ("text-to-image",)
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text-to-image",)
     conditioning: Literal["planner", "text_encoder"] = "planner"
     canvas: CanvasConfig
     context_connector: ContextConnectorConfig = ContextConnectorConfig()
     canvas_connector: CanvasConnectorConfig = CanvasConnectorConfig()
     prompt: PromptConfig = PromptConfig()
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the planner is given pictures or clips: all tasks but those from text alone (section 3.1)."""
+        return any(not task.startswith("text-to-") for task in self.tasks)
 
 
 def load_config(folder: Path, name: str = METACANVAS_FILE) -> MetaCanvasConfig | None:

@@ -49,8 +49,24 @@ class Planner(nn.Module):
         self.canvas_tokens = canvas_tokens
         self.rows = rows
 
+    def see(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
+        """The embeddings ``[n, D]`` of pictures or clips by transformers' own vision tower.
+
+        Args:
+            patches: the processor's ``pixel_values``, ``[N, C * frames * patch * patch]``.
+            grid_thw: patches of each along time, height and width, ``[pictures, 3]``.
+        """
+        embeddings: Tensor = self.qwen.visual(patches, grid_thw=grid_thw).pooler_output
+        return embeddings
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, canvas_position_ids: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        canvas_position_ids: Tensor,
+        vision: Tensor | None = None,
+        vision_index: Tensor | None = None,
     ) -> PlannerStates:
         """Reads and draws.
 
@@ -59,10 +75,15 @@ class Planner(nn.Module):
             attention_mask: ``[B, L]``, 1 at real tokens.
             position_ids: multimodal (t, h, w) positions of the instruction, ``[3, B, L]``.
             canvas_position_ids: positions of the canvas, ``[3, B, t, h, w]``; their shape asks for the grid.
+            vision: embeddings of pictures and clips, ``[n, D]``; see :meth:`see`.
+            vision_index: ``[B, L]``, the row of ``vision`` that stands at a token, negative at text.
         """
         batch, length = input_ids.shape
         t, h, w = canvas_position_ids.shape[2:]
         embeddings = self.qwen.language_model.embed_tokens(input_ids)
+        if vision is not None and vision_index is not None:
+            seen = vision[vision_index.clamp(min=0)].to(embeddings.dtype)
+            embeddings = torch.where((vision_index >= 0)[..., None], seen, embeddings)
         canvas = self.canvas_tokens((t, h, w)).flatten(0, 2).to(embeddings.dtype)
         if self.rows is not None:
             self.rows.start = length

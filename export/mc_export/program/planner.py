@@ -15,7 +15,8 @@ class PlannerProgram(Program):
 
     `canvas` `[B, t, h, w, D]` comes after the vanilla block and its projection. `context` `[B, L, D_context]` is given only
     where the checkpoint conditions its backbone on the planner, and `pooled` `[B, P]` only where the backbone takes such a
-    vector.
+    vector. A planner that sees takes `vision` `[N, D_planner]`, what the `vision` engine gave, and `vision_index` `[B, L]`,
+    which of its rows stands at a token (-1: none).
 
     Args:
         planner: Qwen2.5-VL with the canvas tokens.
@@ -23,10 +24,11 @@ class PlannerProgram(Program):
         width: of the canvas, the backbone's.
         context: what the backbone makes of the context before its first step (`Backbone.take_context`).
         context_dim: width of its result.
-        max_length: the longest instruction.
+        max_length: the longest instruction, pictures included.
         max_batch: the largest batch.
         max_cells: the largest canvas extent along height and width.
         keyframes: of the canvas.
+        max_vision: the most vision rows; 0 for a planner that reads text only.
     """
 
     component = "planner"
@@ -43,6 +45,7 @@ class PlannerProgram(Program):
         max_batch: int = 64,
         max_cells: int = 128,
         keyframes: int = 1,
+        max_vision: int = 0,
     ) -> None:
         super().__init__()
         self.planner = planner
@@ -51,11 +54,15 @@ class PlannerProgram(Program):
         self.pooled_connector = canvas.pooled_connector
         self.context = context
         self.keyframes = keyframes
+        dim = planner.qwen.language_model.embed_tokens.embedding_dim
+        self.sight = dim if max_vision else 0
+        sight = (float_tensor("vision", "N", dim), int_tensor("vision_index", "B", "L")) if max_vision else ()
         self.inputs = (
             int_tensor("input_ids", "B", "L"),
             int_tensor("attention_mask", "B", "L"),
             int_tensor("position_ids", 3, "B", "L"),
             int_tensor("canvas_position_ids", 3, "B", keyframes, "h", "w"),
+            *sight,
         )
         outputs = [float_tensor("canvas", "B", keyframes, "h", "w", width)]
         if self.context_connector is not None:
@@ -69,11 +76,19 @@ class PlannerProgram(Program):
             "h": Axis("h", 1, max(8, max_cells), 4),
             "w": Axis("w", 1, max(8, max_cells), 3),
         }
+        if sight:
+            self.axes["N"] = Axis("N", 1, max(16, max_vision), 5)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, canvas_position_ids: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        canvas_position_ids: Tensor,
+        vision: Tensor | None = None,
+        vision_index: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        states = self.planner(input_ids, attention_mask, position_ids, canvas_position_ids)
+        states = self.planner(input_ids, attention_mask, position_ids, canvas_position_ids, vision, vision_index)
         canvas = self.connector.draw(states.canvas)
         if self.context_connector is None:
             return (canvas,)
@@ -84,7 +99,7 @@ class PlannerProgram(Program):
         return canvas, context, self.pooled_connector.of_rows(states.context, attention_mask)
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
-        """Random ids in rows of different lengths; text positions count up, canvas positions follow them."""
+        """Random ids in rows of different lengths, some of them vision rows; positions count up, the canvas's follow them."""
         generator = torch.Generator().manual_seed(seed)
         batch, length = extents["B"], extents["L"]
         mask = right_padded_mask(batch, length)
@@ -94,9 +109,14 @@ class PlannerProgram(Program):
             torch.meshgrid(*(torch.arange(extent) for extent in (self.keyframes, extents["h"], extents["w"])), indexing="ij")
         )
         starts = mask.sum(dim=1)
-        return {
+        inputs = {
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": (torch.arange(length) * mask).expand(3, batch, length).contiguous(),
             "canvas_position_ids": grid[:, None] + starts[None, :, None, None, None],
         }
+        if self.sight:
+            inputs["vision"] = torch.randn(extents["N"], self.sight, generator=generator) * 0.1
+            rows = torch.randint(-extents["N"], extents["N"], (batch, length), generator=generator)
+            inputs["vision_index"] = torch.where(mask == 1, rows.clamp(min=-1), -1)
+        return inputs

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.prompts import encode_for_planner
+from mc_runtime.prompting.pixels import Clip
 from mc_runtime.sampling.noise import initial_noise
 
 
@@ -55,9 +57,15 @@ class ReferencePipeline:
         self.vae = checkpoint.load_vae(dtype)
         self.planner = checkpoint.load_planner(self.canvas, dtype) if self.canvas else None
         self.planner_tokenizer = checkpoint.load_planner_tokenizer() if self.canvas else None
+        self.read_pictures = PictureReader(checkpoint) if self.reads_pictures else None
         kept = checkpoint.conditioning == "text_encoder"
         self.text_encoders = checkpoint.load_text_encoders(dtype) if kept else []
         self.tokenizers = checkpoint.load_tokenizers() if kept else []
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the planner sees."""
+        return self.checkpoint.config is not None and self.checkpoint.config.reads_pictures
 
     @classmethod
     def from_checkpoint(cls, source: str | Path, dtype: torch.dtype = torch.float32) -> ReferencePipeline:
@@ -111,12 +119,25 @@ class ReferencePipeline:
             return ReferenceResult(denoised.numpy())
         return ReferenceResult(denoised.numpy(), self.decode(denoised))
 
-    def conditions(self, prompts: list[str], size: tuple[int, int], canvas: bool = True, negative: bool = False) -> Conditions:
-        """Reads the prompts and plans them, once a request."""
+    def conditions(
+        self,
+        prompts: list[str],
+        size: tuple[int, int],
+        canvas: bool = True,
+        negative: bool = False,
+        media: Sequence[Image.Image | np.ndarray | Clip] = (),
+    ) -> Conditions:
+        """Reads the prompts, each with the same pictures and clips, and plans them, once a request."""
         context, mask, plan, pooled = None, None, None, None
         if self.planner is not None and self.canvas is not None and self.checkpoint.config is not None:
             grid = self.checkpoint.config.canvas.grid_at(*size)
-            encoded = encode_for_planner(self.planner_tokenizer, self.checkpoint.config, prompts, grid)
+            if media and self.read_pictures is not None:
+                pictures = self.read_pictures(media)
+                encoded = encode_with_pictures(
+                    self.planner, self.planner_tokenizer, self.checkpoint.config, prompts, grid, pictures
+                )
+            else:
+                encoded = encode_for_planner(self.planner_tokenizer, self.checkpoint.config, prompts, grid)
             states = self.planner(**encoded)
             plan = self.canvas.canvas_connector.draw(states.canvas) if canvas else None
             if self.canvas.context_connector is not None:

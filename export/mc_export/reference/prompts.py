@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from mc_export.model.config import MetaCanvasConfig
 
 
-def chat_text(tokenizer: Any, config: MetaCanvasConfig, prompt: str) -> str:
-    """The chat-formatted instruction, closed by the end token (paper, section 3.1)."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+def chat_text(tokenizer: Any, config: MetaCanvasConfig, prompt: str, media: Sequence[str] = ()) -> str:
+    """The chat-formatted instruction, closed by the end token (paper, section 3.1); `media` are kinds, `image` or `video`."""
+    content = [*({"type": kind} for kind in media), {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
     end_token = config.prompt.end_token or tokenizer.eos_token
     formatted: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     return formatted + end_token
