@@ -28,7 +28,7 @@ from transformers import (
 from mc_export.checkpoint.save import save_checkpoint
 from mc_export.model.canvas_connector import randomize_projections
 from mc_export.model.canvas_model import CanvasModel
-from mc_export.model.config import CanvasConfig, MetaCanvasConfig
+from mc_export.model.config import MetaCanvasConfig
 
 PLANNER_DIM, BACKBONE_DIM, CONTEXT_DIM = 64, 64, 48
 SPECIAL_TOKENS = (
@@ -40,6 +40,7 @@ CHAT_TEMPLATE = (
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -188,11 +189,25 @@ def tiny_text_encoder(seed: int) -> tuple[Gemma2Model, PreTrainedTokenizerFast]:
 
 
 def tiny_metacanvas_checkpoint(
-    folder: Path, seed: int = 0, conditioning: str = "planner", lora: bool = False, random_projections: bool = True
+    folder: Path,
+    seed: int = 0,
+    conditioning: str = "planner",
+    lora: bool = False,
+    random_projections: bool = True,
+    tasks: tuple[str, ...] = ("text-to-image",),
+    prompt: dict[str, Any] | None = None,
 ) -> Path:
-    """A MetaCanvas checkpoint: canvas 1 x 4 x 4 on 32 x 32 pixels, latents 8 x 8 (so the canvas is interpolated)."""
+    """A MetaCanvas checkpoint: canvas 1 x 4 x 4 on 32 x 32 pixels, latents 8 x 8 (so the canvas is interpolated).
+
+    A task beside text-to-image gives its planner eyes; `prompt` is that part of its `metacanvas.json`.
+    """
     planner = tiny_planner(seed)
-    config = MetaCanvasConfig(conditioning=conditioning, canvas=CanvasConfig(grid=(1, 4, 4), pixels_per_token=8))
+    config = MetaCanvasConfig.model_validate(
+        {
+            "conditioning": conditioning, "tasks": tasks, "prompt": prompt or {},
+            "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8},
+        }
+    )  # fmt: skip
     canvas = CanvasModel(config, PLANNER_DIM, BACKBONE_DIM, CONTEXT_DIM)
     if random_projections:
         randomize_projections(canvas.canvas_connector, seed)

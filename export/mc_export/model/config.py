@@ -61,7 +61,7 @@ class PromptConfig(_Strict):
     clip_fps: PositiveFloat | None = 2.0
     max_frames: PositiveInt = 768
     max_media: PositiveInt = 16
-    max_vision_tokens: PositiveInt = 4096
+    max_vision_tokens: Annotated[int, Field(gt=0, le=LONGEST_PROMPT)] = 4096
 
 
 class MetaCanvasConfig(_Strict):

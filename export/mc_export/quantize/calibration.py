@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mc_export.autoencoders.registry import vae_program
@@ -14,9 +15,12 @@ from mc_export.checkpoint.load import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
 from mc_export.reference import ReferencePipeline
+from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.pipeline import Conditions
 from mc_export.reference.prompts import chat_text, encode_for_planner
 from mc_export.sampler import build_sampler_table
+from mc_export.vision import planner_vision
+from mc_runtime.prompting.vision import look_at, tower_inputs
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import Schedule
 
@@ -54,8 +58,10 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
         One dict of named arrays a run of the engine. Inputs that do not change over a request's steps are shared, not copied.
     """
     prompts = _prompts(checkpoint)
+    if component == "vision":
+        return _vision_inputs(checkpoint, seed)
     if component == "planner":
-        return _planner_inputs(checkpoint, prompts)
+        return _planner_inputs(checkpoint, prompts, seed)
     if component == "text_encoder":
         return _text_encoder_inputs(checkpoint, prompts)
     key = f"{checkpoint.sha256}-{seed}"
@@ -79,13 +85,34 @@ def _prompts(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
-    """Every prompt and the empty one, at the default size."""
-    assert checkpoint.config is not None
-    grid = checkpoint.config.canvas.grid_at(*_pixels(checkpoint))
+def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> Calibration:
+    """Every prompt and the empty one, at the default size; where the planner sees, each with a picture."""
+    config = checkpoint.config
+    assert config is not None
+    grid = config.canvas.grid_at(*_pixels(checkpoint))
     tokenizer = checkpoint.load_planner_tokenizer()
-    encoded = (encode_for_planner(tokenizer, checkpoint.config, [prompt], grid) for prompt in (*prompts, ""))
-    return [_arrays(inputs) for inputs in encoded]
+    if not config.reads_pictures:
+        return [_arrays(encode_for_planner(tokenizer, config, [prompt], grid)) for prompt in (*prompts, "")]
+    pictures, read = _pictures(checkpoint, seed), PictureReader(checkpoint)
+    planner = checkpoint.load_planner(checkpoint.load_canvas())
+    return [
+        _arrays(encode_with_pictures(planner, tokenizer, config, [prompt], grid, read([pictures[index % len(pictures)]])))
+        for index, prompt in enumerate((*prompts, ""))
+    ]
+
+
+def _vision_inputs(checkpoint: Checkpoint, seed: int) -> Calibration:
+    """One picture a run."""
+    spec = planner_vision(checkpoint)
+    assert spec is not None
+    return [tower_inputs(look_at([picture], spec), spec) for picture in _pictures(checkpoint, seed)]
+
+
+def _pictures(checkpoint: Checkpoint, seed: int) -> list[NDArray[np.uint8]]:
+    """Pictures `[h, w, 3]` to look at: those that the checkpoint draws itself, the first frame of each video."""
+    drawn = (feed["pixels"] for feed in calibration_inputs(checkpoint, "vae_encoder", seed))
+    frames = (pixels.reshape(-1, *pixels.shape[-3:])[0] for pixels in drawn)
+    return [np.round(np.clip(frame, 0, 1) * 255).astype(np.uint8) for frame in frames]
 
 
 def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
