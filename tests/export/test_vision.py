@@ -123,10 +123,7 @@ def tower_feed(grids: list[Grid], spec: Vision, seed: int) -> tuple[dict[str, to
     return {"pixels": pixels, **indices}, torch.tensor([[grid.t, 2 * grid.h, 2 * grid.w] for grid in grids])
 
 
-@pytest.mark.parametrize(("target", "tolerance"), [("onnxruntime", 2e-5), ("openvino", 2e-5)])
-def test_the_tower_equals_transformers_at_any_grid(
-    tower: Any, checkpoint: Checkpoint, target: str, tolerance: float, tmp_path: Path
-) -> None:
+def test_the_tower_equals_transformers_at_any_grid(tower: Any, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """As a module and, exported once, as an engine: odd grids, one-token pictures, several pictures, clips."""
     spec = planner_vision(checkpoint)
     assert spec is not None
@@ -140,14 +137,17 @@ def test_the_tower_equals_transformers_at_any_grid(
         assert expected.abs().max() > 0.1
         feeds.append(feed)
     graph = onnx_from_program(export_program(program), program.inputs, program.outputs, tmp_path / "vision.onnx")
-    files, options = lower(target, graph, "vision", Precision.FP32, [], tmp_path / "engine")
-    engine = Engine(
-        target=target, precision=Precision.FP32, files=tuple(file.name for file in files), inputs=program.inputs,
-        outputs=program.outputs, options=options,
-    )  # fmt: skip
-    error = verify_engine(program, engine, files, feeds, tolerance=tolerance)
-    assert len(error.shapes) == len(GRIDS)
-    assert error.relative_l2 > 0
+    for target in ("onnxruntime", "openvino"):
+        folder = tmp_path / target
+        folder.mkdir()
+        files, options = lower(target, graph, "vision", Precision.FP32, [], folder)
+        engine = Engine(
+            target=target, precision=Precision.FP32, files=tuple(file.name for file in files), inputs=program.inputs,
+            outputs=program.outputs, options=options,
+        )  # fmt: skip
+        error = verify_engine(program, engine, files, feeds, tolerance=2e-5)
+        assert len(error.shapes) == len(GRIDS)
+        assert error.relative_l2 > 0
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
@@ -312,7 +312,7 @@ def test_int8_is_calibrated_on_pictures(checkpoint: Checkpoint) -> None:
         ("processor/preprocessor_config.json", "resample", 2, "resample is 2"),
         ("processor/preprocessor_config.json", "do_normalize", False, "do_normalize is False"),
         ("processor/preprocessor_config.json", "image_std", [0, 1, 1], "std"),
-        ("planner/config.json", "video_token_id", 6, "image_token_id"),
+        ("planner/config.json", "video_token_id", 6, "once for each video"),
     ],
 )
 def test_a_processor_of_another_kind_is_refused(
