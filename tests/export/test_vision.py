@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from mc_export.build.build import build_bundle
 from mc_export.build.options import BuildOptions
-from mc_export.build.parts import Limits, parts_of
 from mc_export.build.verify import verify_engine
 from mc_export.checkpoint import Checkpoint, load_checkpoint
 from mc_export.lower import lower
@@ -32,18 +28,14 @@ from mc_runtime.backends.base import Settings
 from mc_runtime.bundle.manifest import Engine, Precision
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.bundle.vision import Vision
-from mc_runtime.errors import CheckpointError, RequestError
-from mc_runtime.prompting import Clip, Grid, look_at
+from mc_runtime.prompting import Clip, Grid
 from mc_runtime.prompting.vision import tower_indices
 from mc_runtime.runtime.engines import EngineClock, Engines
 from mc_runtime.runtime.planning import Planning
 from tests.factories import tiny_metacanvas_checkpoint, tiny_planner
+from tests.tiny_processors import drawn
 
 PROMPT = {"image_tokens": 12, "frame_tokens": 6, "max_vision_tokens": 128, "max_tokens": 96, "max_frames": 6}
-
-
-def drawn(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
 
 
 MEDIA: dict[str, list[Any]] = {
@@ -272,56 +264,7 @@ def test_the_manifest_says_how_pictures_are_read(bundle: Bundle) -> None:
     assert "vision" in bundle.manifest.engines
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 144])
-def test_a_number_of_tokens_for_every_picture(checkpoint: Checkpoint, tokens: int) -> None:
-    """Exactly that for a square; nearly for other shapes (paper, Table 16: 144)."""
-    spec = planner_vision(checkpoint)
-    assert spec is not None
-    spec = replace(spec, image_pixels=(tokens * 784, tokens * 784), max_tokens=1000)
-    for side in (30, 333, 1024):
-        assert look_at([drawn(0, side, side)], spec)[0].grid.tokens == tokens
-    wide = look_at([drawn(0, 200, 300)], spec)[0].grid.tokens
-    assert tokens == 1 or 0.75 * tokens <= wide <= 1.25 * tokens
-
-
-def test_a_planner_of_text_has_no_eyes(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(tiny_metacanvas_checkpoint(tmp_path / "checkpoint", seed=2))
-    assert planner_vision(checkpoint) is None
-    limits = Limits(
-        max_batch=2, max_tokens=16, max_canvas=8, planner_length=64, text_lengths=(), context_length=64, order=1
-    )
-    parts = {part.component: part for part in parts_of(checkpoint, limits, BuildOptions())}
-    assert "vision" not in parts
-    assert [spec.name for spec in parts["planner"].make().inputs] == [
-        "input_ids", "attention_mask", "position_ids", "canvas_position_ids",
-    ]  # fmt: skip
-    with pytest.raises(RequestError, match="no such engine"):
-        parts_of(checkpoint, limits, BuildOptions(engines={"vision": BuildOptions().choice("vision")}))
-
-
 def test_int8_is_calibrated_on_pictures(checkpoint: Checkpoint) -> None:
     feeds = calibration_inputs(checkpoint, "vision")
     assert [set(feed) for feed in feeds[:1]] == [{spec.name for spec in VisionProgram(tiny_planner(0).model.visual).inputs}]
     assert all((feed["vision_index"] >= 0).any() for feed in calibration_inputs(checkpoint, "planner"))
-
-
-@pytest.mark.parametrize(
-    ("file", "key", "value", "reason"),
-    [
-        ("processor/preprocessor_config.json", "patch_size", 16, "patch_size is 16, this planner needs 14"),
-        ("processor/preprocessor_config.json", "resample", 2, "resample is 2"),
-        ("processor/preprocessor_config.json", "do_normalize", False, "do_normalize is False"),
-        ("processor/preprocessor_config.json", "image_std", [0, 1, 1], "std"),
-        ("planner/config.json", "video_token_id", 6, "once for each video"),
-    ],
-)
-def test_a_processor_of_another_kind_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path, file: str, key: str, value: Any, reason: str
-) -> None:
-    copy = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint.path, copy)
-    settings = json.loads((copy / file).read_text(encoding="utf-8"))
-    settings[key] = value
-    (copy / file).write_text(json.dumps(settings), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=reason):
-        planner_vision(load_checkpoint(copy))
