@@ -7,8 +7,7 @@ a clip is first thinned out to a few frames a second, and its last frame repeate
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -19,6 +18,8 @@ from mc_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from mc_runtime.media.clip import Clip
 
 Frames = NDArray[np.uint8]
 """`[F, h, w, 3]`."""
@@ -31,20 +32,7 @@ MAX_PIXELS = 2**27
 """Most pixels of a picture, or of a clip's frame, before it is resized."""
 
 
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Frames of one size, and how many of them a second has.
-
-    Attributes:
-        frames: `[F, h, w, 3]`, u8 or f32 in [0, 1]; or F Pillow images.
-        fps: frames a second.
-    """
-
-    frames: NDArray[Any] | Sequence[Picture]
-    fps: float
-
-
-Media = Picture | Clip
+Media = Union[Picture, "Clip"]
 """What a prompt may come with."""
 
 
@@ -76,12 +64,8 @@ def sampled_frames(count: int, fps: float, spec: Vision) -> tuple[list[int], flo
     As `Qwen2VLVideoProcessor.sample_frames` at `clip_fps`; a single frame, which that cannot sample, is taken as it is.
 
     Raises:
-        RequestError: the clip has no frames, `fps` is no speed, or all frames are taken and they are too many.
+        RequestError: all frames are taken, and they are too many.
     """
-    if count < 1:
-        raise RequestError("a clip needs at least one frame; give some")
-    if not (math.isfinite(fps) and fps > 0):
-        raise RequestError(f"a clip's frames a second must be a number above 0, got {fps:g}")
     if spec.clip_fps is None:
         if count > spec.max_frames:
             raise RequestError(f"the clip has {count} frames, the limit is {spec.max_frames}; cut it or take every other one")
@@ -104,10 +88,10 @@ def clip_frames(clip: Clip, spec: Vision) -> tuple[Frames, float]:
     """A clip's frames that are taken, resized, `[F, h, w, 3]`, and the seconds a temporal patch of them lasts.
 
     Raises:
-        RequestError: as :func:`sampled_frames`, or the frames are no pictures or of several sizes.
+        RequestError: as :func:`sampled_frames`, or a frame is too large or too narrow.
     """
     taken, seconds = sampled_frames(len(clip.frames), clip.fps, spec)
-    return _resized([clip.frames[index] for index in taken], spec, spec.clip_pixels), seconds
+    return _resized(clip.frames[taken], spec, spec.clip_pixels), seconds
 
 
 def patches(frames: Frames, spec: Vision) -> NDArray[np.float32]:
@@ -139,12 +123,10 @@ def _normalized_bytes(spec: Vision) -> NDArray[np.float32]:
     return scaled
 
 
-def _resized(pictures: Sequence[Picture], spec: Vision, pixels: tuple[int, int]) -> Frames:
+def _resized(pictures: Iterable[Picture], spec: Vision, pixels: tuple[int, int]) -> Frames:
     from PIL import Image
 
     images = [_rgb(picture) for picture in pictures]
-    if len({image.size for image in images}) > 1:
-        raise RequestError("the frames of a clip must have one size; resize them to the first one's")
     width, height = images[0].size
     rows, columns = resized_size(height, width, spec.factor, *pixels)
     return np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])

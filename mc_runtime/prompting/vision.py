@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.bundle.vision import Vision
 from mc_runtime.errors import RequestError
-from mc_runtime.prompting.pixels import Clip, Frames, Media, clip_frames, patches, picture_frames
+from mc_runtime.prompting.pixels import Frames, Media, clip_frames, patches, picture_frames
 from mc_runtime.prompting.positions import Grid
 
 
@@ -61,6 +62,8 @@ def look_at(media: Sequence[Media], spec: Vision) -> tuple[Seen, ...]:
 
 
 def _seen(media: Media, spec: Vision) -> Seen:
+    from mc_runtime.media.clip import Clip
+
     interval, is_clip = 1.0, isinstance(media, Clip)
     if isinstance(media, Clip):
         frames, seconds = clip_frames(media, spec)
@@ -72,7 +75,7 @@ def _seen(media: Media, spec: Vision) -> Seen:
     return Seen(frames, grid, is_clip)
 
 
-def tower_inputs(seen: Sequence[Seen], spec: Vision) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+def tower_inputs(seen: Sequence[Seen], spec: Vision) -> dict[str, NDArray[Any]]:
     """The inputs of the `vision` engine for pictures and clips, in the order of their tokens; see :func:`tower_indices`."""
     pixels = np.concatenate([patches(one.frames, spec) for one in seen])
     return {"pixels": pixels, **tower_indices([one.grid for one in seen], spec)}

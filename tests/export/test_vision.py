@@ -28,7 +28,8 @@ from mc_runtime.backends.base import Settings
 from mc_runtime.bundle.manifest import Engine, Precision
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.bundle.vision import Vision
-from mc_runtime.prompting import Clip, Grid
+from mc_runtime.media.clip import Clip
+from mc_runtime.prompting import Grid
 from mc_runtime.prompting.vision import tower_indices
 from mc_runtime.runtime.engines import EngineClock, Engines
 from mc_runtime.runtime.planning import Planning

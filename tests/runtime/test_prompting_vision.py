@@ -18,7 +18,8 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 from mc_export.model.config import CanvasConfig, MetaCanvasConfig, PromptConfig
 from mc_export.prompting import planner_prompting
 from mc_runtime.errors import CheckpointError, RequestError
-from mc_runtime.prompting import Clip, Grid, Prompter, look_at, tower_inputs
+from mc_runtime.media.clip import Clip
+from mc_runtime.prompting import Grid, Prompter, look_at, tower_inputs
 from mc_runtime.prompting.vision import tower_indices
 from tests.tiny_processors import TINY_VISION as SPEC
 from tests.tiny_processors import drawn, seeing_processor

@@ -21,7 +21,7 @@ from mc_export.model.config import MetaCanvasConfig, PromptConfig
 from mc_export.model.planner import Planner
 from mc_export.reference.prompts import chat_text
 from mc_export.vision import clip_limits, pixel_limits
-from mc_runtime.prompting.pixels import Clip
+from mc_runtime.media.clip import Clip
 
 IMAGE, CLIP = "image", "video"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.prompts import encode_for_planner
-from mc_runtime.prompting.pixels import Clip
+from mc_runtime.media.clip import Clip
 from mc_runtime.sampling.noise import initial_noise
 
 
