@@ -366,11 +366,12 @@ class Manifest:
             raise ValueError("prompting.planner.vision: belongs with a vision engine and a planner engine that takes its rows")
 
     def required_components(self) -> tuple[Component, ...]:
-        """The engines that a picture needs, in the order of a request."""
+        """The engines that a request needs, in its order; `vision` where there are pictures to see."""
+        vision = ["vision"] if "vision" in self.engines else []
         planner = self.canvas is not None or self.conditioning == "planner"
         encoder = self.conditioning == "text_encoder"
         text = (*(["planner"] if planner else []), *(["text_encoder"] if encoder else []))
-        return (*text, "step", "vae_decoder")
+        return (*vision, *text, "step", "vae_decoder")
 
     def referenced_files(self) -> set[str]:
         """Every file that another field of the manifest names."""

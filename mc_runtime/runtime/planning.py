@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from mc_runtime.bundle.arrays import load_arrays
 from mc_runtime.bundle.manifest import Component
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
-from mc_runtime.errors import BundleError, RequestError
+from mc_runtime.errors import BundleError
 from mc_runtime.prompting.pixels import Media
 from mc_runtime.prompting.positions import Grid, canvas_positions
 from mc_runtime.prompting.tokenizer import Encoded, Prompter
@@ -70,19 +70,19 @@ class Planning:
         """Empty the cache."""
         self._cache = ContentCache(CACHE_BYTES)
 
-    @property
-    def components(self) -> tuple[Component, ...]:
-        """The engines that plans of texts need; those with pictures need `vision` too."""
-        return tuple(self._prompters)
+    def components(self, texts: Iterable[EncodedPrompt]) -> tuple[Component, ...]:
+        """The engines that plans of these texts need."""
+        vision = ("vision",) if any(text.seen for text in texts) else ()
+        return (*vision, *self._prompters)
 
     def look(self, media: Sequence[Media]) -> tuple[Seen, ...]:
-        """Pictures and clips, resized and counted, for `encode`. Raises RequestError, also for a planner of text only."""
+        """Pictures and clips, resized and counted, for `encode`; none where there is no planner that sees.
+
+        Raises:
+            RequestError: they are too many, too large or too narrow.
+        """
         spec = self._bundle.manifest.prompting.planner
-        if not media:
-            return ()
-        if spec is None or spec.vision is None:
-            raise RequestError("this bundle's planner reads text only; give no pictures, or use a bundle with such a task")
-        return look_at(media, spec.vision)
+        return look_at(media, spec.vision) if spec and spec.vision else ()
 
     def encode(self, text: str, *, negative: bool = False, seen: Sequence[Seen] = ()) -> EncodedPrompt:
         """Token ids of a text, for the planner behind what `look` saw. Raises RequestError where it is too long."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Settings
 from mc_runtime.bundle.machine import check_machine
-from mc_runtime.bundle.manifest import Manifest
+from mc_runtime.bundle.manifest import Component, Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError, shown
 from mc_runtime.runtime.engines import Engines
@@ -120,7 +120,7 @@ class Runtime:
             self.manifest, task, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance, **media
         )
         encoded = self._encode(request)
-        self._engines.start(dict.fromkeys(self._planning.components))
+        self._engines.start(dict.fromkeys(self._needed(encoded)))
         return self._plans(request, encoded, Work(), media)[0]
 
     def render(
@@ -219,12 +219,17 @@ class Runtime:
             )
             encoded = self._encode(request)
             shapes = self._rendering.shapes(request, self._rows(request, encoded))
-        self._engines.start(dict.fromkeys((*self._planning.components, *self._rendering.components)) | shapes)
+        self._engines.start(dict.fromkeys((*self._needed(encoded), *self._rendering.components)) | shapes)
         return self._rendering.render(request, self._plans(request, encoded, work, media), work)
 
     def _encode(self, request: Request) -> list[list[EncodedPrompt]]:
-        """Token ids of every prompt, and of its negative prompt where guidance uses it."""
-        encode = self._planning.encode
+        """Token ids of every prompt, and of its negative prompt where guidance uses it.
+
+        Both come with the request's pictures and clip: guidance leads away from what the negative prompt says of them.
+        """
+        clip = request.clip
+        seen = self._planning.look((*request.pictures, *([] if clip is None else [clip])))
+        encode = partial(self._planning.encode, seen=seen)
         pairs = zip(request.prompts, request.negative_prompts, strict=True)
         if not request.uses_guidance:
             return [[encode(prompt)] for prompt, _ in pairs]
@@ -234,7 +239,7 @@ class Runtime:
         self, request: Request, encoded: list[list[EncodedPrompt]], work: Work, media: Mapping[str, Any]
     ) -> tuple[Plan, ...]:
         """One plan a prompt."""
-        self._rendering.wait_for(self._planning.components, work)
+        self._rendering.wait_for(self._needed(encoded), work)
         plans = []
         for prompt, negative, texts in zip(request.prompts, request.negative_prompts, encoded, strict=True):
             work.stop_if_cancelled()
@@ -242,6 +247,10 @@ class Runtime:
                 branches = tuple(self._planning.branch(text, request.size, work.clock) for text in texts)
             plans.append(Plan(prompt, negative, request.size, branches, self.bundle.digest, request.task, dict(media)))
         return tuple(plans)
+
+    def _needed(self, encoded: list[list[EncodedPrompt]]) -> tuple[Component, ...]:
+        """The engines that plan these prompts."""
+        return self._planning.components(text for texts in encoded for text in texts)
 
     def _rows(self, request: Request, encoded: list[list[EncodedPrompt]]) -> int:
         """Context rows of the longest branch in the first batch."""
