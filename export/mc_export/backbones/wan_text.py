@@ -69,7 +69,7 @@ def umt5_states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
             projection(normed).unflatten(-1, (layer.n_heads, -1)).transpose(1, 2) for projection in (layer.q, layer.k, layer.v)
         )
         bias = F.embedding(buckets, layer.relative_attention_bias.weight).permute(2, 0, 1)[None] + padding
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        attended = (query @ key.transpose(2, 3) + bias).softmax(dim=-1) @ value
         states = feed_forward(states + layer.o(attended.transpose(1, 2).flatten(2)))
     states = stack.final_layer_norm(states)
     return states * attention_mask[..., None].to(states.dtype)
