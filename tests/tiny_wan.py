@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from mc_export.checkpoint.save import save_checkpoint
 from mc_export.model.canvas_connector import randomize_projections
 from mc_export.model.canvas_model import CanvasModel
 from mc_export.model.config import CanvasConfig, MetaCanvasConfig
-from tests.factories import PLANNER_DIM, tiny_planner, tiny_processors
+from tests.factories import PLANNER_DIM, tiny_planner, tiny_processors, tiny_wan_autoencoder
 
 CHANNELS, WIDTH, TEXT_DIM, BLOCKS = 4, 64, 48, 2
 WORDS = ("a", "red", "circle", "square", "moves", "left", "right", "and", "the", "of", "video", "cat", "s", "ing")
@@ -32,20 +32,10 @@ def tiny_wan(seed: int, clips: bool = False, **overrides: Any) -> WanTransformer
 def randomized(model: Any) -> Any:
     """Norms and biases that are ones and zeros at initialisation, made random."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2 or "gamma" in name:
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
-
-
-def tiny_wan_vae(seed: int) -> AutoencoderKLWan:
-    """A random AutoencoderKLWan of Wan2.2's kind: 4 frames and 8 x 8 pixels a latent cell."""
-    torch.manual_seed(seed)
-    return AutoencoderKLWan(
-        base_dim=8, decoder_base_dim=8, z_dim=CHANNELS, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True],
-        is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8, scale_factor_temporal=4,
-        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.1, 0.9, 1.3, 0.7],
-    ).eval()  # fmt: skip
 
 
 def umt5_tokenizer() -> T5Tokenizer:
@@ -82,7 +72,7 @@ def tiny_stock_wan(folder: Path, seed: int = 0, image_to_video: bool = False, sh
     pipeline_class(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=tiny_wan_vae(seed + 2),
+        vae=tiny_wan_autoencoder("2.2", seed + 2),
         transformer=tiny_wan(seed + 1),
         scheduler=unipc(shift),
         expand_timesteps=True,
@@ -95,9 +85,10 @@ def tiny_metacanvas_wan(folder: Path, seed: int = 0, clips: bool = True) -> Path
     config = MetaCanvasConfig(canvas=CanvasConfig(grid=(3, 2, 3), pixels_per_token=32))
     canvas = CanvasModel(config, PLANNER_DIM, WIDTH, TEXT_DIM)
     randomize_projections(canvas.canvas_connector, seed)
+    vae = tiny_wan_autoencoder("2.2", seed + 2)
     save_checkpoint(
         folder, config, planner=tiny_planner(seed), processors=tiny_processors(), canvas=canvas,
-        components={"transformer": tiny_wan(seed + 1, clips), "vae": tiny_wan_vae(seed + 2), "scheduler": unipc()},
+        components={"transformer": tiny_wan(seed + 1, clips), "vae": vae, "scheduler": unipc()},
         pipeline_class="WanPipeline",
     )  # fmt: skip
     return folder

@@ -17,6 +17,7 @@ from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 from torch import Tensor, nn
 
+from mc_export.autoencoders.registry import vae_program
 from mc_export.backbones.registry import backbone_of
 from mc_export.backbones.wan import Wan
 from mc_export.backbones.wan_text import distance_buckets
@@ -32,6 +33,7 @@ from mc_export.reference.prompts import encode_for_planner
 from mc_runtime.errors import CheckpointError
 from mc_runtime.prompting.template import normalized
 from tests.export.backbones.drive import TextDrive, Told, assert_same_latents, denoise, schedule_of
+from tests.export.test_autoencoders import through
 from tests.export.test_canvas_injection import plain_step_block
 from tests.factories import PLANNER_DIM
 from tests.tiny_wan import CHANNELS, TEXT_DIM, WIDTH, tiny_metacanvas_wan, tiny_stock_wan, tiny_umt5, tiny_wan
@@ -346,11 +348,25 @@ def test_image_to_video_equals_the_pipeline(
 
 
 def first_frame(vae: Any, picture: Image.Image) -> Tensor:
-    """The clean first latent frame `[1, C, 1, H, W]`: the posterior's mode, normalised."""
-    pixels = torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1)[None, :, None] / 127.5 - 1
-    mean, std = (torch.tensor(numbers)[:, None, None, None] for numbers in (vae.config.latents_mean, vae.config.latents_std))
-    with torch.no_grad():
-        return (vae.encode(pixels).latent_dist.mode() - mean) / std
+    """The clean first latent frame `[1, C, 1, H, W]`, by the engine's program."""
+    pixels = torch.from_numpy(np.asarray(picture, np.float32) / 255)
+    return vae_program("vae_encoder", vae).run({"pixels": pixels[None, None]})["latents"]
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_videos_equal_the_pipelines(text_to_video: Stock, frames: int) -> None:
+    size, noise, pipeline = (32, 48), noise_of(2, frames, (32, 48), seed=8), text_to_video.pipeline
+    expected = pipeline(
+        PROMPTS, height=size[0], width=size[1], num_frames=frames, num_inference_steps=STEPS, guidance_scale=5.0,
+        latents=noise, output_type="np",
+    ).frames  # fmt: skip
+    none = {"first_frame": torch.zeros_like(noise[:, :, :1]), "has_first_frame": torch.zeros(2)}
+    arguments = told(text_to_video, PROMPTS, 5.0, "")
+    latents = denoise(text_to_video.step, text_to_video.schedule, noise, conditions=none, **arguments)
+    decoders = [vae_program(component, pipeline.vae) for component in ("vae_decoder", "vae_decoder_next")]
+    pixels = through(*decoders, list(latents.split(1, dim=2)), "latents", "pixels").numpy()
+    assert pixels.shape == expected.shape == (2, frames, *size, 3)
+    assert np.abs(pixels - expected).mean() <= 1 / 255
 
 
 @pytest.fixture(scope="module")
