@@ -68,16 +68,17 @@ class VisionProgram(Program):
         frame_places: Tensor,
     ) -> Tensor:
         tower = self.tower
+        # Rows stay [N, p, D]: products of two dimensions alone become an operator that quantizers pass over.
         # The patch embedding's kernel is a whole patch: a matrix product.
-        states = F.linear(pixels.flatten(0, 1), tower.patch_embed.proj.weight.flatten(1))
+        states = F.linear(pixels, tower.patch_embed.proj.weight.flatten(1))
         rotation = tower.rotary_pos_emb(states, positions.flatten(0, 1))
-        within_windows = (windows, window_places.flatten())
-        within_frames = (frames, frame_places.flatten())
+        within_windows, within_frames = (windows, window_places), (frames, frame_places)
         for index, block in enumerate(tower.blocks):
             groups, places = within_frames if index in self.in_frames else within_windows
             states = states + _attention(block.attn, block.norm1(states), rotation, groups, places)
             states = states + block.mlp(block.norm2(states))
-        embeddings: Tensor = tower.merger(states)
+        merged = tower.merger.ln_q(states).flatten(1)
+        embeddings: Tensor = tower.merger.mlp(merged[None])[0]
         return embeddings
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
@@ -107,13 +108,13 @@ def _attention(attention: nn.Module, states: Tensor, rotation: tuple[Tensor, Ten
 
     Args:
         attention: `Qwen2_5_VLVisionAttention`, for its two projections.
-        states: `[n, D]`, every patch.
-        rotation: cosines and sines, `[n, head width]`.
+        states: `[N, p, D]`, every patch.
+        rotation: cosines and sines, `[N * p, head width]`.
         groups: `[G, m]` patches of each group; negative where it ends.
-        places: `[n]`, where in the flattened groups a patch's result is.
+        places: `[N, p]`, where in the flattened groups a patch's result is.
     """
     module: Any = attention
-    query, key, value = module.qkv(states).unflatten(-1, (3, module.num_heads, -1)).unbind(-3)
+    query, key, value = module.qkv(states).flatten(0, 1).unflatten(-1, (3, module.num_heads, -1)).unbind(-3)
     query, key = apply_rotary_pos_emb_vision(query, key, *rotation)
     rows = groups.clamp(min=0)
     query, key, value = (tensor[rows].transpose(1, 2) for tensor in (query, key, value))
