@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, split_width
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch
+from mc_kernels.launch import launch, size_hint
 from mc_kernels.rows import load_row, norm_modulate, store_row
 
 FP8_MAX = 448.0  # the largest e4m3 value
@@ -167,9 +167,15 @@ def canvas_inject_kernel(
 
 
 def configuration(size: tuple[int, int, int], grid: tuple[int, int, int], width: int, fp8: bool) -> dict[str, Any]:
-    """The kernel's compile-time arguments for latents of `size` (T, H, W) and a canvas of `grid` (t, h, w)."""
+    """The kernel's compile-time arguments for latents of `size` (T, H, W) and a canvas of `grid` (t, h, w).
+
+    Along an axis whose sizes are symbolic it interpolates, which is right for equal sizes and for a single cell too.
+    """
     head, tail = split_width(width)
-    lerp_t, lerp_h, lerp_w = (cells not in (1, latents) for cells, latents in zip(grid, size, strict=True))
+    lerp_t, lerp_h, lerp_w = (
+        isinstance(cells, torch.SymInt) or isinstance(latents, torch.SymInt) or cells not in (1, latents)
+        for cells, latents in zip(grid, size, strict=True)
+    )
     return {
         "HEAD": head, "TAIL": tail, "LERP_T": lerp_t, "LERP_H": lerp_h, "LERP_W": lerp_w, "FP8": fp8,
         "num_warps": 4 if width > 512 else 1,
@@ -203,7 +209,7 @@ def canvas_inject_triton(
         capability = torch.cuda.get_device_capability(x.device)
         operands.require(capability >= (8, 9), f"e4m3 needs compute capability 8.9, here is {capability}; pass fp8=False")
     rows = B * T * H
-    columns = columns_per_program(rows, W)
+    columns = columns_per_program(size_hint(rows), size_hint(W))
     segments = -(-W // columns)
     grid = (rows * segments,)
     operands.launchable(grid)

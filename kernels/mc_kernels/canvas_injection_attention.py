@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mc_kernels.canvas_inject import canvas_inject_reference, canvas_inject_triton
 from mc_kernels.checks import accumulation_dtype
+from mc_kernels.launch import shows_kernels
 from mc_kernels.linear_attention import HEAD_WIDTH, linear_attention_reference, linear_attention_triton
 
 
@@ -115,3 +116,6 @@ def _(
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+shows_kernels(canvas_injection_attention, canvas_injection_attention_triton)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mc_kernels.launch import interpreting, recording
+from mc_kernels.launch import interpreting, recording, tracing
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_GRID = (2**31 - 1, 65535, 65535)  # CUDA's limits on the three grid dimensions
@@ -78,7 +78,7 @@ class Operands:
 
     def launchable(self, grid: tuple[int, ...]) -> None:
         """Raises unless a kernel can run on this device with this grid."""
-        can_run = self.device.type == "cuda" or interpreting() or recording()
+        can_run = self.device.type == "cuda" or interpreting() or recording() or tracing()
         self.require(can_run, f"tensors are on {self.device}; move them to a CUDA device, or call the reference")
         for axis, (programs, limit) in enumerate(zip(grid, MAX_GRID, strict=False)):
             self.require(programs <= limit, f"{programs} programs on grid axis {axis}, at most {limit}; split the batch")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, split_width
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch
+from mc_kernels.launch import launch, shows_kernels, size_hint
 from mc_kernels.rows import load_row, norm_modulate, store_row
 
 ENOUGH_PROGRAMS = 512  # about four for each of an H100's or H200's 132 multiprocessors
@@ -132,7 +132,7 @@ def gated_residual_norm_triton(
     for name, tensor in (("gate", gate), ("shift", shift), ("scale", scale)):
         if tensor is not None:
             operands.add(name, tensor, modulation, layout="rows")
-    count = tokens_per_program(B, N)
+    count = tokens_per_program(size_hint(B), size_hint(N))
     chunks = -(-N // count)
     grid = (B * chunks,)
     operands.launchable(grid)
@@ -171,3 +171,6 @@ def gated_residual_norm(
 @gated_residual_norm.register_fake
 def _(h: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     return h.new_empty(h.shape), h.new_empty(h.shape)
+
+
+shows_kernels(gated_residual_norm, gated_residual_norm_triton)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, next_power_of_two
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch
+from mc_kernels.launch import launch, shows_kernels, size_hint
 
 STRIP = 4  # output columns of a program
 ENOUGH_PROGRAMS = 1024  # two rounds of what an H100 or H200 holds at a time, so that the last round is not mostly idle
@@ -184,7 +184,7 @@ def glumb_depthwise_triton(p: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
     C = doubled // 2
     options = configuration(C)
     strips, blocks = -(-W // STRIP), -(-C // options["BLOCK"])
-    rows = rows_per_program(B * strips * blocks, H)
+    rows = rows_per_program(size_hint(B * strips * blocks), size_hint(H))
     bands = -(-H // rows)
     grid = (B * strips * bands, blocks)
     operands.launchable(grid)
@@ -213,3 +213,6 @@ def glumb_depthwise(p: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
 @glumb_depthwise.register_fake
 def _(p: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
     return p.new_empty((*p.shape[:3], p.shape[3] // 2))
+
+
+shows_kernels(glumb_depthwise, glumb_depthwise_triton)

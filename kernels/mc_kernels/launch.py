@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 _recordings: list[list[Launch]] = []
+_traces: list[bool] = []
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Launch:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Runs the kernel on a grid of programs; inside `recorded`, only notes it."""
+    """Runs the kernel on a grid of programs; inside `recorded` only notes it, inside `traced` adds it to the graph."""
     if _recordings:
         _recordings[-1].append(Launch(kernel, grid, arguments, options))
+        return
+    if _traces:
+        torch.library.wrap_triton(kernel)[grid](*arguments, **options)
         return
     tensor = next(argument for argument in arguments if isinstance(argument, torch.Tensor))
     with torch.cuda.device_of(tensor):  # Triton launches on the current device, wherever the tensors are
@@ -48,6 +52,42 @@ def recorded() -> Iterator[list[Launch]]:
         yield _recordings[-1]
     finally:
         _recordings.pop()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Lets a compiler that traces operators of ours see the kernels inside them, so that it takes those into its package.
+
+    Outside, an operator stays one opaque node: a program is exported so, and on a CPU there is nothing else to see.
+    """
+    _traces.append(True)
+    try:
+        yield
+    finally:
+        _traces.pop()
+
+
+def shows_kernels(operator: Any, launcher: Callable[..., Any]) -> None:
+    """Inside `traced`, `operator` (of `torch.library.custom_op`) is what `launcher` does, with the same arguments."""
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    def decomposed(mode: Any, target: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        if not _traces:
+            return mode.__torch_dispatch__(target, types, arguments, keywords)
+        with mode:
+            return launcher(*arguments, **keywords)
+
+    operator.register_torch_dispatch(FunctionalTensorMode, decomposed)
+
+
+def size_hint(size: int) -> int:
+    """A size to choose a configuration by: itself, or what a symbolic one was in the example; any choice serves any size."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+
+
+def tracing() -> bool:
+    """Whether launches become part of a graph just now."""
+    return bool(_traces)
 
 
 def recording() -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mc_kernels.checks import FLOATS, Operands, accumulation_dtype
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch
+from mc_kernels.launch import launch, shows_kernels, size_hint
 
 HEAD_WIDTH = 32
 SMALLEST = 1e-15
@@ -168,15 +168,16 @@ def linear_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, splits: int | No
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         operands.add(name, tensor, ("B", "N", "heads", HEAD_WIDTH), (q.dtype,) if name != "q" else FLOATS, layout="rows")
     B, N, heads, _ = q.shape
-    splits = token_splits(B * heads, N) if splits is None else splits
+    splits = token_splits(size_hint(B * heads), size_hint(N)) if splits is None else splits
     operands.require(1 <= splits <= N, f"splits is {splits}; pass a number from 1 to the {N} tokens")
+    one_pass = splits == 1
     tokens_per_split = -(-N // splits)
     splits = -(-N // tokens_per_split)  # 63 tokens in 16 parts of 4 are 16 parts, in 20 parts of 4 also 16
     grid = (B * heads * splits,)
     operands.launchable(grid)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     options = configuration(q.dtype)
-    if splits == 1:
+    if one_pass:
         launch(
             one_pass_kernel, grid, q, k, v, o, N, heads, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:2],
             **options,
@@ -235,3 +236,6 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @linear_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.shape)
+
+
+shows_kernels(linear_attention, linear_attention_triton)
