@@ -1,0 +1,63 @@
+"""A program that computes in bf16 and keeps its signature: for targets that lower the torch program itself.
+
+OpenVINO has a hint for this; a torch program has to be rewritten before it is exported. What is below the program (backbone,
+planner, autoencoder) computes in bf16 from bf16 weights; what the program's own forward does (guidance, the sampler's update,
+the sinusoids of the timestep) stays in float32, as do inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mc_export.program.base import Program
+
+
+def compute_in_bf16(program: Program) -> Program:
+    """Changes `program` in place, weights included, and returns it; export it next, for it is no float32 reference any more.
+
+    Buffers that are not saved with the weights (frequencies of rotary and sinusoidal embeddings) keep float32: their products
+    with positions and timesteps reach far beyond what bf16 tells apart.
+    """
+    for child in program.children():
+        for module in child.modules():
+            if _is_cast(module):
+                module.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
+        child.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
+    program.register_forward_hook(_raise_outputs)
+    return program
+
+
+def _is_cast(module: nn.Module) -> bool:
+    """Casts the weights that `module` itself holds; whether there were any."""
+    found = False
+    kept = module._non_persistent_buffers_set
+    with torch.no_grad():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+                found = True
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in kept:
+                setattr(module, name, buffer.to(torch.bfloat16))
+                found = True
+    return found
+
+
+def _lower(value: Any) -> Any:
+    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _lower_inputs(_: nn.Module, arguments: Any, keywords: Any) -> Any:
+    return tree_map(_lower, arguments), tree_map(_lower, keywords)
+
+
+def _raise(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _raise_outputs(_: nn.Module, __: Any, outputs: Any) -> Any:
+    return tree_map(_raise, outputs)
