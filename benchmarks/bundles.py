@@ -17,6 +17,8 @@ VARIANTS: dict[str, tuple[str, Precision, dict[Component, EngineChoice]]] = {
     "openvino fp32": ("openvino", FP32, {}),
     "openvino bf16": ("openvino", BF16, {}),
     "openvino int8": ("openvino", INT8, {}),
+    "inductor fp32": ("inductor", FP32, {}),
+    "inductor bf16": ("inductor", BF16, {}),
     "openvino mixed": ("openvino", INT8, {"vae_decoder": EngineChoice("openvino", BF16)}),
 }
 QUICK = ("onnxruntime fp32", "openvino bf16")

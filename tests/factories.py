@@ -78,12 +78,12 @@ def tiny_processors() -> tuple[Any, Any]:
     return tokenizer, Qwen2VLImageProcessorPil()
 
 
-def tiny_planner(seed: int, vocabulary: int = 400) -> Qwen2_5_VLForConditionalGeneration:
-    """A random Qwen2.5-VL, 64 wide, two layers, with a vision tower."""
+def tiny_planner(seed: int, vocabulary: int = 400, layers: int = 2) -> Qwen2_5_VLForConditionalGeneration:
+    """A random Qwen2.5-VL, 64 wide, with a vision tower."""
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": vocabulary, "hidden_size": PLANNER_DIM, "intermediate_size": 96, "num_hidden_layers": 2,
+            "vocab_size": vocabulary, "hidden_size": PLANNER_DIM, "intermediate_size": 96, "num_hidden_layers": layers,
             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
@@ -98,7 +98,7 @@ def tiny_planner(seed: int, vocabulary: int = 400) -> Qwen2_5_VLForConditionalGe
 
 
 def tiny_sana(seed: int, channels: int = 4, **overrides: Any) -> SanaTransformer2DModel:
-    """A random SANA, 64 wide, two layers."""
+    """A random SANA, 64 wide, two layers if nothing else is asked for."""
     torch.manual_seed(seed)
     config = {
         "in_channels": channels, "out_channels": channels, "num_attention_heads": 2, "attention_head_dim": 32,
@@ -173,7 +173,7 @@ def with_random_norms(model: Any) -> Any:
     return model
 
 
-def tiny_text_encoder(seed: int) -> tuple[Gemma2Model, PreTrainedTokenizerFast]:
+def tiny_text_encoder(seed: int, layers: int = 2) -> tuple[Gemma2Model, PreTrainedTokenizerFast]:
     """A random Gemma 2 and its tokenizer (``<bos>`` first, as Gemma's)."""
     torch.manual_seed(seed)
     raw = byte_level_tokenizer(("<pad>", "<eos>", "<bos>"))
@@ -182,7 +182,7 @@ def tiny_text_encoder(seed: int) -> tuple[Gemma2Model, PreTrainedTokenizerFast]:
         tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", padding_side="right"
     )
     config = Gemma2Config(
-        vocab_size=400, hidden_size=CONTEXT_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=400, hidden_size=CONTEXT_DIM, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, sliding_window=64, query_pre_attn_scalar=16,
     )  # fmt: skip
     return Gemma2Model(config).eval(), tokenizer
@@ -196,12 +196,13 @@ def tiny_metacanvas_checkpoint(
     random_projections: bool = True,
     tasks: tuple[str, ...] = ("text-to-image",),
     prompt: dict[str, Any] | None = None,
+    layers: int = 2,
 ) -> Path:
     """A MetaCanvas checkpoint: canvas 1 x 4 x 4 on 32 x 32 pixels, latents 8 x 8 (so the canvas is interpolated).
 
     A task beside text-to-image gives its planner eyes; `prompt` is that part of its `metacanvas.json`.
     """
-    planner = tiny_planner(seed)
+    planner = tiny_planner(seed, layers=layers)
     config = MetaCanvasConfig.model_validate(
         {
             "conditioning": conditioning, "tasks": tasks, "prompt": prompt or {},
@@ -212,7 +213,7 @@ def tiny_metacanvas_checkpoint(
     if random_projections:
         randomize_projections(canvas.canvas_connector, seed)
     components: dict[str, Any] = {
-        "transformer": tiny_sana(seed + 1),
+        "transformer": tiny_sana(seed + 1, num_layers=layers),
         "vae": tiny_vae(seed + 2),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
@@ -239,15 +240,15 @@ def save_random_lora(planner: Qwen2_5_VLForConditionalGeneration, folder: Path, 
     get_peft_model(planner, config).save_pretrained(str(folder))
 
 
-def tiny_stock_sana(folder: Path, seed: int = 0, scheduler: Any = None) -> Path:
+def tiny_stock_sana(folder: Path, seed: int = 0, scheduler: Any = None, layers: int = 2) -> Path:
     """A stock ``SanaPipeline`` folder, saved by diffusers."""
-    text_encoder, tokenizer = tiny_text_encoder(seed + 3)
+    text_encoder, tokenizer = tiny_text_encoder(seed + 3, layers)
     scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0)
     SanaPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=tiny_vae(seed + 2),
-        transformer=tiny_sana(seed + 1),
+        transformer=tiny_sana(seed + 1, num_layers=layers),
         scheduler=scheduler,
     ).save_pretrained(str(folder))
     return folder

@@ -27,10 +27,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How engines are run: `threads` (None: the library's choice), `device`, and where compiled engines may be kept."""
+    """How engines are run: `threads` (None: the library's choice), `device` (None: what each target runs on), and where
+    compiled engines may be kept."""
 
     threads: int | None = None
-    device: str = "cpu"
+    device: str | None = None
     cache_dir: Path | None = None
 
 
@@ -87,7 +88,7 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...]]
 
     def __init__(self, settings: Settings) -> None:
-        if settings.device not in self.devices:
+        if settings.device is not None and settings.device not in self.devices:
             raise RequestError(
                 f"device {settings.device!r}: {self.name} engines run on {' or '.join(self.devices)}; ask for that device"
             )

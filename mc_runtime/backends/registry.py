@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mc_runtime.backends.base import Backend, Settings
 from mc_runtime.errors import BundleError, EngineError
 
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def _no_gpu() -> tuple[str, str] | None:
+    """Why packages for a GPU do not run here, and the mend; None where they do. Nothing is imported."""
+    from mc_runtime.machine import installed_versions
+
+    if not _DRIVER.exists():
+        return "there is no NVIDIA GPU, or no driver for it", "use a machine with one, or build for another target"
+    if installed_versions(("torch",)).get("torch", "").endswith("+cpu"):
+        return "torch is built without CUDA", "install torch's CUDA build of the same version"
+    return None
+
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a backend's class lives, the library it needs, and the command that installs it."""
+    """Where a backend's class lives, the library it needs, the command that installs it, and what else may be in the way."""
 
     home: str
     class_name: str
     module: str
     distributions: tuple[str, ...]
     install: str
+    obstacle: Callable[[], tuple[str, str] | None] = lambda: None
 
 
 _TARGETS = {
@@ -36,6 +52,21 @@ _TARGETS = {
         module="openvino",
         distributions=("openvino",),
         install="pip install 'mc-runtime[openvino]'",
+    ),
+    "inductor": _Target(
+        home="mc_runtime.backends.inductor",
+        class_name="InductorBackend",
+        module="torch",
+        distributions=("torch",),
+        install="pip install 'mc-runtime[inductor]'",
+    ),
+    "inductor-cuda": _Target(
+        home="mc_runtime.backends.inductor_cuda",
+        class_name="InductorCudaBackend",
+        module="torch",
+        distributions=("torch",),
+        install="pip install 'mc-runtime[inductor]'",
+        obstacle=_no_gpu,
     ),
 }
 
@@ -67,10 +98,11 @@ def _diagnose(target: _Target) -> dict[str, Any]:
     from mc_runtime.machine import installed_versions
 
     if not _installed(target.module):
-        reason = f"{target.module} is not installed"
-        return {"ready": False, "version": None, "reason": reason, "mend": target.install}
-    versions = installed_versions(target.distributions)
-    return {"ready": True, "version": next(iter(versions.values()), None), "reason": None, "mend": None}
+        return {"ready": False, "version": None, "reason": f"{target.module} is not installed", "mend": target.install}
+    obstacle = target.obstacle()
+    version = next(iter(installed_versions(target.distributions).values()), None)
+    reason, mend = obstacle if obstacle else (None, None)
+    return {"ready": obstacle is None, "version": version, "reason": reason, "mend": mend}
 
 
 def _installed(module: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
 import click
@@ -14,7 +16,6 @@ from mc_runtime.machine import installed_versions, this_machine
 
 #: Targets of the design that this release cannot run yet, whatever is installed.
 LATER = {
-    "inductor": "this release has no backend for it; a later one brings AOTInductor packages",
     "tensorrt": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt]",
     "tensorrt-rtx": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt-rtx]",
 }
@@ -46,6 +47,7 @@ def diagnosis() -> dict[str, Any]:
     for name, reason in LATER.items():
         targets.setdefault(name, {"ready": False, "version": None, "reason": reason, "mend": None})
     missing = build_half.missing_modules()
+    compiler = _compiler()
     root = cache_root()
     return {
         "mc_runtime": __version__,
@@ -53,9 +55,16 @@ def diagnosis() -> dict[str, Any]:
         "versions": installed_versions(),
         "targets": targets,
         "build": {"ready": not missing, "missing": missing, "mend": build_half.MEND if missing else None},
+        "compiler": {"path": compiler, "mend": None if compiler else "apt install g++, or name a compiler in CXX"},
         "demo": {"checkpoint": str(demo.CHECKPOINT), "shipped": (demo.CHECKPOINT / "model_index.json").is_file()},
         "cache": {"path": str(root), "bytes": size_on_disk(root)},
     }
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that a build for inductor would take, or None."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -67,6 +76,10 @@ def _print(report: dict[str, Any]) -> None:
     build = report["build"]
     lacks = f"{', '.join(build['missing'])} not installed"
     _line("build", build["ready"], "this environment can build bundles", lacks, build["mend"])
+    compiler = report["compiler"]
+    lacks = "there is no C++ compiler, which building for inductor needs"
+    path = compiler["path"]
+    _line("compiler", path is not None, f"{path}, for building inductor engines", lacks, compiler["mend"])
     shipped = report["demo"]["shipped"]
     _line("demo", shipped, report["demo"]["checkpoint"], "not in this installation", "use a checkout of the project")
     cache = report["cache"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-TARGETS = ("onnxruntime", "openvino")
+TARGETS = ("onnxruntime", "openvino", "inductor", "inductor-cuda")
 PRECISIONS = ("fp32", "bf16", "int8")
 COMPONENTS = ("vision", "planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
 

@@ -40,7 +40,7 @@ class Runtime:
         path: str | Path,
         *,
         threads: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         verify: bool = True,
         cache_dir: str | Path | None = None,
     ) -> Self:
@@ -49,7 +49,7 @@ class Runtime:
         Args:
             path: the bundle's directory.
             threads: CPU threads an engine may use; the library's choice by default.
-            device: what the engines run on.
+            device: what the engines have to run on, `cpu` or `cuda`; by default what their targets run on.
             verify: compare every file's sha256 with the manifest's; sizes are compared in any case.
             cache_dir: where engine libraries may keep what they compiled, so that the next start is faster.
 

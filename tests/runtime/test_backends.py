@@ -26,7 +26,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_bundle(tmp_path_factory.mktemp("backends") / "bundle")
 
 
-@pytest.fixture(params=TARGETS)
+# Targets that read ONNX, as the fake bundle holds it; packages of torch's compiler are tested where they are built.
+ONNX_TARGETS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(params=ONNX_TARGETS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return create_backend(request.param, Settings(threads=1))
 
@@ -115,7 +119,7 @@ def test_wrong_shape_is_an_engine_error(backend: Backend, bundle: Path) -> None:
 
 def test_another_device_is_refused() -> None:
     for name in TARGETS:
-        with pytest.raises(RequestError, match="cpu"):
+        with pytest.raises(RequestError, match=r"device 'toaster': .* engines run on (cpu|cuda)"):
             create_backend(name, Settings(device="toaster"))
 
 

@@ -18,11 +18,21 @@ def test_json_names_every_target_with_a_reason(tmp_path: Path, monkeypatch: pyte
     result = CliRunner().invoke(cli, ["doctor", "--json"])
     assert result.exit_code == 0
     report = json.loads(result.stdout)
-    assert set(report["targets"]) == {"onnxruntime", "openvino", "inductor", "tensorrt", "tensorrt-rtx"}
+    assert set(report["targets"]) == {"onnxruntime", "openvino", "inductor", "inductor-cuda", "tensorrt", "tensorrt-rtx"}
     for target in report["targets"].values():
         assert target["ready"] or target["reason"]
     assert report["cache"] == {"path": str(tmp_path), "bytes": 5}
     assert report["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("asked", ["", "g++-that-is-not-there"])
+def test_a_missing_compiler_is_told(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", asked)
+    if not asked:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert "no C++ compiler, which building for inductor needs; apt install g++" in result.stdout
+    assert json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["compiler"]["path"] is None
 
 
 def test_text_says_what_is_missing_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

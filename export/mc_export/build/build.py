@@ -17,7 +17,7 @@ from mc_export.build.options import BuildOptions
 from mc_export.build.parts import Part, facts_of, limits_of, parts_of, sizes_of
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
-from mc_export.lower import Calibration
+from mc_export.lower import Calibration, target_facts
 from mc_export.lower.onnx import OPSET
 from mc_runtime.bundle.atomic import staged_directory
 from mc_runtime.bundle.machine import machine_for
@@ -143,7 +143,7 @@ def _place_engine(
     start = time.monotonic()
     choice = options.choice(part.component)
     graph_key = "" if options.force else content_key({**facts, "graph": OPSET})
-    facts = {**facts, "target": choice.target, "precision": choice.precision}
+    facts = {**facts, "target": choice.target, "precision": choice.precision, **target_facts(choice.target)}
     if choice.is_quantized:
         facts["calibrated_on"] = checkpoint.sha256
     key = content_key(facts)

@@ -20,9 +20,13 @@ from mc_runtime.machine import this_machine
 ENTRY_FILE = "entry.json"
 _MEND = " (this is the cache: MC_RUNTIME_CACHE may name another folder for it)"
 # Everything of ours that decides what an engine computes.
-_SOURCES = ("autoencoders", "backbones", "lower", "model", "program", "quantize", "sampler", "prompting.py", "tokenizers.py")
+_SOURCES = (
+    "autoencoders", "backbones", "lower", "model", "program", "quantize", "rewrites", "sampler",
+    "prompting.py", "tokenizers.py",
+)  # fmt: skip
 _LIBRARIES = (
     "diffusers", "nncf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "openvino", "peft", "torch", "transformers",
+    "triton",
 )  # fmt: skip
 
 

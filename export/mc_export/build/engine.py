@@ -17,12 +17,12 @@ from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.progress import State
 from mc_export.build.verify import verify_engine
-from mc_export.lower import Calibration, lower
+from mc_export.lower import Calibration, lower, lower_program, takes_programs
 from mc_export.lower.onnx import OnnxFile, onnx_from_program
 from mc_export.program.base import Program
 from mc_export.program.export import export_program
 from mc_runtime.bundle.decode import decode, encode
-from mc_runtime.bundle.manifest import Engine
+from mc_runtime.bundle.manifest import Engine, Precision
 
 # Graphs up to this many bytes of weights are kept too, so that another target or precision needs no new export.
 _KEPT_GRAPH_BYTES = 1 << 29
@@ -57,14 +57,22 @@ def make_engine(
     start = time.monotonic()
     enter(State.LOADING)
     program = part.make()
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
-        onnx = _graph(program, Path(scratch), enter, graph_key)
-        calibration: Calibration = []
-        if choice.is_quantized:
-            enter(State.CALIBRATING)
-            calibration = calibrate(part.component)
-            enter(State.QUANTIZING)
-        files, options = lower(choice.target, onnx, part.component, choice.precision, calibration, directory)
+    calibration: Calibration = []
+    if takes_programs(choice.target):
+        enter(State.LOWERING)
+        files, options = lower_program(choice.target, program, choice.precision, directory)
+        if choice.precision is not Precision.FP32:
+            del program  # its weights are not what they were, and there may be no room for two
+            gc.collect()
+            program = part.make()
+    else:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
+            onnx = _graph(program, Path(scratch), enter, graph_key)
+            if choice.is_quantized:
+                enter(State.CALIBRATING)
+                calibration = calibrate(part.component)
+                enter(State.QUANTIZING)
+            files, options = lower(choice.target, onnx, part.component, choice.precision, calibration, directory)
     spec = Engine(
         target=choice.target,
         precision=choice.precision,

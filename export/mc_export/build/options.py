@@ -12,6 +12,8 @@ COMPONENTS: tuple[Component, ...] = ("vision", "planner", "text_encoder", "step"
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "onnxruntime": (Precision.FP32, Precision.INT8),
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
+    "inductor": (Precision.FP32, Precision.BF16),
+    "inductor-cuda": (Precision.FP32, Precision.BF16),
 }
 
 

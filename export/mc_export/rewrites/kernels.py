@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -45,7 +46,8 @@ def use_kernels(program: Program) -> Counter[str]:
         return Counter()
     inside = {id(step.block) for _, _, step in steps}
     own = [place for place in blocks if id(place[2]) not in inside]
-    expected = _block_count(program)
+    # A backbone of another kind has none of these, and its canvas connector has one.
+    expected = _block_count(program) if own or _children_of(program, SanaTransformerBlock) else 0
     if len(own) != expected or len(blocks) != expected + len(steps):
         raise EngineError(
             f"{program.component}: {len(own)} of the backbone's {expected} blocks are of the kind that kernels replace; "
@@ -166,16 +168,15 @@ class KernelConnector(nn.Module):
     def __init__(self, step: CanvasStepBlock) -> None:
         super().__init__()
         block = step.block
-        self.time_embed, self.scale_shift_table, self.proj_out = step.time_embed, block.scale_shift_table, step.proj_out
+        del step.block  # what it still gives is the modulation and the last projection
+        self.step, self.scale_shift_table = step, block.scale_shift_table
         self.attn1, self.ff = SelfAttention(block.attn1), FeedForward(block.ff)
         self.eps = (block.norm1.eps, block.norm2.eps)
 
-    def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor) -> Tensor:
+    def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor, clean: Tensor | None = None) -> Tensor:
         """See `CanvasConnector.residual`."""
         b, t, h, w, d = tokens.shape
-        if timestep.ndim == 1:
-            timestep = timestep[:, None].expand(b, t)
-        embedded, _ = self.time_embed(timestep.reshape(b * t), batch_size=b * t, hidden_dtype=tokens.dtype)
+        embedded = self.step.modulation(timestep, t, clean, tokens.dtype)
         modulation = self.scale_shift_table[None] + embedded.reshape(b * t, 6, d)
         shift, scale = (modulation[:, index].unflatten(0, (b, t)) for index in (0, 1))
         gate_attn, shift_ff, scale_ff, gate_ff = modulation[:, 2:].chunk(4, dim=1)
@@ -185,7 +186,7 @@ class KernelConnector(nn.Module):
         folded = (b * t, h * w, d)
         output = self.attn1.out(attended.reshape(folded))
         hidden, normed = gated_residual_norm(hidden.reshape(folded), output, gate_attn, shift_ff, scale_ff, self.eps[1])
-        result: Tensor = self.proj_out(hidden + gate_ff * self.ff(normed, h, w))
+        result: Tensor = self.step.proj_out(hidden + gate_ff * self.ff(normed, h, w))
         return result.reshape(tokens.shape)
 
 

@@ -1,0 +1,188 @@
+"""Packages of AOTInductor on an NVIDIA GPU: buffers stay on it, and a step is replayed as one CUDA graph.
+
+Not run on a GPU yet: what needs none (buffers, graph keys, checks, binding) is tested, see `mc_runtime.backends.cuda_graphs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings
+from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache, graph_key, in_order
+from mc_runtime.backends.packages import (
+    METADATA_KEY,
+    Gpu,
+    Package,
+    check_gpu,
+    check_shapes,
+    gpu_mend,
+    signature_described,
+)
+from mc_runtime.bundle.manifest import Engine as EngineSpec
+from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.errors import EngineError
+
+_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_INSTEAD = "or build the bundle for another target, such as --target onnxruntime"
+
+
+def this_gpu() -> Gpu | None:
+    """The GPU that torch would use, or None where it sees none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    free, _ = torch.cuda.mem_get_info()
+    return Gpu(properties.name, (properties.major, properties.minor), free)
+
+
+class InductorCudaBackend(Backend):
+    """Engine options: see `mc_runtime.backends.packages.Package`.
+
+    Raises:
+        EngineError: torch sees no GPU.
+    """
+
+    name = "inductor-cuda"
+    devices = ("cuda",)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        if this_gpu() is None:
+            why = "torch is built without CUDA" if torch.version.cuda is None else "torch sees none"
+            raise EngineError(f"this bundle's engines run on an NVIDIA GPU, and {why}; use a machine with one, {_INSTEAD}")
+        self._pool = BufferPool(_allocated)
+        self.graphs = GraphCache(_captured)
+
+    def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
+        """See `Backend.load`. Raises BundleError for a package of another torch or another GPU."""
+        package = Package.of(component, spec)
+        package.check_torch(files[0], torch.__version__)
+        check_gpu(package, files[0], this_gpu())
+        return InductorCudaEngine(component, files, spec, package, self)
+
+    def to_device(self, array: Array) -> Buffer:
+        """See `Backend.to_device`; a copy on the GPU."""
+        buffer = self._pool.buffer(array.shape, str(array.dtype))
+        self.write(buffer, array)
+        return buffer
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
+        """See `Backend.empty`."""
+        return self._pool.buffer(tuple(shape), dtype)
+
+    def write(self, buffer: Buffer, array: Array) -> None:
+        """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
+        buffer.native.copy_(torch.from_numpy(np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C")))
+
+    def to_host(self, buffer: Buffer) -> Array:
+        """See `Backend.to_host`; a copy, which waits for the launches before it."""
+        found: Array = buffer.native.cpu().numpy()
+        return found
+
+    def is_finite(self, buffer: Buffer) -> bool:
+        """See `Backend.is_finite`; counted on the GPU, one byte comes back."""
+        return bool(torch.isfinite(buffer.native).all())
+
+
+class InductorCudaEngine(Engine):
+    """One package with its weights on the GPU."""
+
+    def __init__(
+        self, name: str, files: tuple[Path, ...], spec: EngineSpec, package: Package, backend: InductorCudaBackend
+    ) -> None:
+        super().__init__(name, files[0])
+        self.spec = spec
+        self._package = package
+        self._backend = backend
+        try:
+            # Single-threaded: the runner then makes no stream or event of its own, which a capture could not hold.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(str(files[0]), "model", True, 1, -1)
+            self._weights: dict[str, Any] = {}
+            for file in files[1:]:
+                self._weights |= load_file(str(file), device="cuda")
+            if self._weights:
+                self._loader.load_constants(self._weights, False, True, True)
+            self._signature = signature_described(self._loader.get_metadata()[METADATA_KEY])
+        except Exception as error:  # torch, safetensors, CUDA and the dynamic linker each have their own
+            self.fail("does not load", error)
+
+    def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """See `Engine.describe`."""
+        return self._signature
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
+        """See `Engine.bind`."""
+        self._check(inputs)
+        return _GraphCall(self, self._backend.graphs, inputs, outputs)
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """See `Engine.run`; without a graph, since no other run has these buffers."""
+        self._check(inputs)
+        results = self.compute([inputs[tensor.name].native for tensor in self.spec.inputs])
+        return {
+            tensor.name: Buffer(result, tuple(result.shape), np.dtype(tensor.dtype))
+            for tensor, result in zip(self.spec.outputs, results, strict=True)
+        }
+
+    def compute(self, tensors: list[Any]) -> list[Any]:
+        """Outputs in the signature's order from inputs in its order, on the current stream."""
+        try:
+            results: list[Any] = self._loader.run(tensors)
+        except Exception as error:
+            self.fail("failed", error)
+        return results
+
+    def fail(self, what: str, error: Exception) -> NoReturn:
+        """See `Engine.fail`; what CUDA says is said with its mend."""
+        super().fail(what, RuntimeError(gpu_mend(str(error))).with_traceback(error.__traceback__))
+
+    def _check(self, inputs: Mapping[str, Buffer]) -> None:
+        found = {name: (buffer.shape, str(buffer.dtype)) for name, buffer in inputs.items()}
+        check_shapes(self.name, self.spec, self._package, found)
+
+
+class _GraphCall(Call):
+    """An engine on fixed buffers: its graph reads the inputs' memory and writes the outputs'."""
+
+    def __init__(
+        self, engine: InductorCudaEngine, graphs: GraphCache, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> None:
+        spec = engine.spec
+        self._engine = engine
+        self._graphs = graphs
+        self._inputs = in_order([tensor.name for tensor in spec.inputs], inputs, f"{engine.name} engine's inputs")
+        self._outputs = in_order([tensor.name for tensor in spec.outputs], outputs, f"{engine.name} engine's outputs")
+        self._key = graph_key(id(engine), [*self._inputs, *self._outputs], lambda tensor: int(tensor.data_ptr()))
+
+    def run(self) -> None:
+        try:
+            self._graphs.run(self._key, self._launch)
+        except RuntimeError as error:  # CUDA's own; an EngineError passes
+            self._engine.fail("failed", error)
+
+    def _launch(self) -> None:
+        results = self._engine.compute([buffer.native for buffer in self._inputs])
+        for buffer, result in zip(self._outputs, results, strict=True):
+            buffer.native.copy_(result)
+
+
+def _allocated(shape: tuple[int, ...], dtype: str) -> Any:
+    try:
+        return torch.empty(shape, dtype=_DTYPES[dtype], device="cuda")
+    except RuntimeError as error:
+        raise EngineError(gpu_mend(" ".join(str(error).split())[:300])) from error
+
+
+def _captured(launches: Callable[[], None]) -> Callable[[], None]:
+    """The launches as a CUDA graph. Other threads may go on loading engines meanwhile, hence the capture's mode."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        launches()
+    replay: Callable[[], None] = graph.replay
+    return replay
