@@ -50,7 +50,7 @@ class Stopwatch:
 
 
 class Work:
-    """One request's clock, its progress, and its caller's wish to stop."""
+    """One request's clock, its progress, and its caller's wish to stop; `frames` counts those the autoencoder did."""
 
     def __init__(self, on_step: OnStep | None = None, cancel: Cancel | None = None) -> None:
         if on_step is not None and not callable(on_step):
@@ -61,6 +61,7 @@ class Work:
         self._cancelled = _question(cancel)
         self._done = 0
         self._total = 0
+        self.frames = 0
 
     def expect(self, steps: int) -> None:
         """Say how many steps there will be."""
@@ -80,6 +81,14 @@ class Work:
         self._done += 1
         if self._on_step is not None:
             self._on_step(Step(self._done - 1, self._total, timestep, seconds, latents))
+
+    def before_chunk(self) -> None:
+        """See `clips.ChunkWatch`."""
+        self.stop_if_cancelled()
+
+    def after_chunk(self, frames: int, seconds: float) -> None:
+        """See `clips.ChunkWatch`."""
+        self.frames += frames
 
     def timings(self) -> dict[str, float]:
         """Seconds a stage, and those inside engines."""

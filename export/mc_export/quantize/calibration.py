@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mc_export.autoencoders.registry import vae_program
+from mc_export.autoencoders.feeds import autoencoder_feeds
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
@@ -149,12 +149,10 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
         kept_steps += inputs[index % pictures :: pictures]
         latents.append(latent)
     stride = -(-len(kept_steps) // MAX_STEP_INPUTS)
-    decoder = vae_program("vae_decoder", reference.vae)
-    pixels = [decoder.eval()(latent) for latent in latents]
+    coded = [autoencoder_feeds(reference.vae, latent) for latent in latents]
     return {
         "step": sorted(kept_steps, key=lambda inputs: -float(inputs["timestep"][0]))[::stride],
-        "vae_decoder": [_arrays({"latents": latent}) for latent in latents],
-        "vae_encoder": [_arrays({"pixels": picture}) for picture in pixels],
+        **{component: [_arrays(feed) for feeds in coded for feed in feeds[component]] for component in coded[0]},
     }
 
 
