@@ -6,7 +6,14 @@ import json
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import GemmaTokenizer, Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessorPil
+from transformers import (
+    CLIPTokenizer,
+    GemmaTokenizer,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    T5Tokenizer,
+)
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 CORPUS = ["a red circle left of a blue square", "two green triangles above a yellow square", "user assistant system"] * 4
@@ -80,3 +87,21 @@ def gemma_tokenizer() -> GemmaTokenizer:
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer: lower case, 77 tokens, the end of text as padding, words that end in `</w>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    merges = [("r", "e"), ("re", "d</w>"), ("c", "i"), ("ci", "r"), ("b", "l"), ("bl", "u"), ("blu", "e</w>")]
+    pieces += ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer: a Unigram model of letters and a few words, without sentinels and without a normaliser."""
+    letters = [chr(code) for code in range(33, 127)]
+    words = [f"▁{word}" for word in sorted({word for line in CORPUS for word in line.split()})]
+    scored = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    scored += [(letter, -6.0) for letter in letters] + [(word, -4.0) for word in words]
+    return T5Tokenizer(vocab=scored, extra_ids=0, model_max_length=512)

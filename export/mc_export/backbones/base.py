@@ -78,6 +78,7 @@ class Backbone(ABC):
     Attributes:
         name: short name, as in the manifest.
         model_classes: diffusers classes of the model, as in ``model_index.json``.
+        pipelines: diffusers classes of the pipelines, where the model's class is that of several kinds; empty: any.
         component: the folder of the model in a pipeline directory, ``transformer`` or ``unet``.
         patch_embedding: the submodule after which the canvas is added.
         tasks: what a stock checkpoint can be asked for.
@@ -87,14 +88,15 @@ class Backbone(ABC):
         latent_axes: the latents' dynamic dimensions, behind the channels.
         default_frames: pixel frames of a video when the request names none; None for pictures.
         default_fps: of a video.
-        guidance_branches: predictions that guidance weighs; 1 where the model takes the scale as an input, or none at all.
-        embeds_guidance: whether the model takes the guidance scale as an input.
+        guidance_branches: predictions that guidance weighs at most; 1 where there is no negative prompt.
+        embeds_guidance: whether the model takes the guidance scale as an input; a second branch then has a scale of its own.
         guidance_ramp_from: guidance scale of a video's first frame, rising to the request's at the last one; None: one for all.
         scales_encoded: whether it takes encoded pictures in the scale of its latents, or as the autoencoder gives them.
     """
 
     name: ClassVar[str]
     model_classes: ClassVar[tuple[str, ...]]
+    pipelines: ClassVar[tuple[str, ...]] = ()
     component: ClassVar[str]
     patch_embedding: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
@@ -151,6 +153,13 @@ class Backbone(ABC):
         from diffusers.models.embeddings import Timesteps
 
         return tuple(name for name, layer in model.named_modules() if isinstance(layer, Timesteps))
+
+    def scalar_layers(self, model: nn.Module) -> Mapping[str, tuple[str, ...]]:
+        """The ``Timesteps`` layers that are called with a condition of one value a sample, by the condition's name.
+
+        Named as they are after :meth:`prepare_for_export`; the step computes their sinusoids as it does the timestep's.
+        """
+        return {}
 
     def conditions(self, config: Any) -> tuple[Condition, ...]:
         """Further inputs of the step."""

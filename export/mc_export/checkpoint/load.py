@@ -226,13 +226,22 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         for name, value in raw.items()
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[0] and value[1]
     }
-    backbones = [found for _, class_name in index.values() if (found := backbone_of(class_name))]
+    pipeline = str(raw.get("_class_name"))
+    backbones = [found for _, class_name in index.values() if (found := backbone_of(class_name, pipeline))]
     if not backbones:
-        known = ", ".join(name for backbone in BACKBONES for name in backbone.model_classes)
-        raise CheckpointError(f"{index_file}: no supported backbone among {sorted(index)}; supported classes: {known}")
+        known = ", ".join(_described(backbone) for backbone in BACKBONES)
+        raise CheckpointError(
+            f"{index_file}: no supported backbone among {sorted(index)} of {pipeline}; supported classes: {known}"
+        )
     checkpoint = Checkpoint(path, index, backbones[0], _metacanvas(path))
     _check_parts(checkpoint)
     return checkpoint
+
+
+def _described(backbone: Backbone) -> str:
+    """The classes of a backbone, and the pipelines they must be of."""
+    classes = ", ".join(backbone.model_classes)
+    return f"{classes} (of {' or '.join(backbone.pipelines)})" if backbone.pipelines else classes
 
 
 def _metacanvas(path: Path) -> MetaCanvasConfig | None:

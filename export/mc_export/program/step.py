@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import use_exportable_self_attention
@@ -60,6 +60,12 @@ class StepProgram(Program):
             use_exportable_blocks(backbone.connector)
             timestep_layers.append(CONNECTOR_TIMESTEPS)
         self.sinusoids = SharedSinusoids(backbone, timestep_layers)
+        self.scalar_sinusoids = nn.ModuleDict(
+            {
+                condition: SharedSinusoids(backbone, [f"model.{name}" for name in layers])
+                for condition, layers in adapter.scalar_layers(backbone.model).items()
+            }
+        )
         self.backbone = backbone
         self.order = order
         self.conditions = adapter.conditions(config)
@@ -117,6 +123,8 @@ class StepProgram(Program):
         weights = coefficients.unflatten(1, (-1, *[1] * (self.latent_rank - 1)))  # [B, 1 + 2 order, 1, ..., 1]
         model_input = sample * weights[:, 0]
         self.sinusoids.publish([_per_branch(rows, branches) for rows in self.sinusoids(timestep)])
+        for name, sinusoids in self.scalar_sinusoids.items():
+            sinusoids.publish([_per_branch(rows, branches) for rows in sinusoids(conditions[name])])
         prediction = self.backbone(
             _per_branch(model_input, branches),
             _per_branch(timestep, branches),
