@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxPipeline
 from torch import Tensor
 
+from mc_export.autoencoders.registry import vae_program
 from mc_export.backbones.flux import Flux, FluxKontext
 from mc_export.build.verify import verify_engine
-from mc_export.checkpoint import load_checkpoint
+from mc_export.checkpoint import Checkpoint, load_checkpoint
 from mc_export.lower import lower
 from mc_export.lower.onnx import OnnxFile, onnx_from_program
 from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
@@ -26,10 +27,10 @@ from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_runtime.bundle.manifest import Engine, Precision
 from mc_runtime.errors import CheckpointError
-from tests.export.backbones.drive import Drive, assert_same_latents
+from tests.export.backbones.drive import TextDrive, assert_same_latents, denoise, schedule_of
 from tests.export.test_canvas_injection import plain_step_block
 from tests.factories import PLANNER_DIM
-from tests.factories_flux import (
+from tests.tiny_flux import (
     FLUX_CHANNELS,
     FLUX_CONTEXT_DIM,
     FLUX_DIM,
@@ -241,9 +242,19 @@ def test_nothing_of_the_step_depends_on_the_context_alone(exported: Callable[[st
     assert operators["Sin"] == 2, "the timestep's, and the rotary positions'"
 
 
+class Pair(NamedTuple):
+    """diffusers' pipeline of a tiny checkpoint, and our programs of the same."""
+
+    pipeline: Any
+    checkpoint: Checkpoint
+    text: TextDrive
+    step: StepProgram
+    encoder: Program
+
+
 @pytest.fixture(scope="module")
-def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Drive]]:
-    """`pipelines(kind)`: diffusers' pipeline of a tiny checkpoint, and our programs of the same."""
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """`pairs(kind)`."""
     folder = tmp_path_factory.mktemp("stock")
     kinds: dict[str, dict[str, Any]] = {
         "kontext": {"kind": "flux-kontext"},
@@ -252,22 +263,31 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     }
 
     @cache
-    def pair(kind: str) -> tuple[Any, Drive]:
-        tiny_stock_flux(folder / kind, seed=31, **kinds[kind])
+    def pair(kind: str) -> Pair:
+        checkpoint = load_checkpoint(tiny_stock_flux(folder / kind, seed=31, **kinds[kind]))
         pipeline = (FluxKontextPipeline if kind == "kontext" else FluxPipeline).from_pretrained(str(folder / kind))
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline, Drive(folder / kind, folder / f"{kind}-tokenizers", STEPS, token_counts=(5 * 9, 8 * 6))
+        backbone = checkpoint.backbone
+        text = TextDrive(
+            backbone,
+            checkpoint.load_text_encoders(),
+            checkpoint.load_tokenizers(),
+            checkpoint.load_model(),
+            folder / f"{kind}-text",
+        )
+        step = StepProgram(checkpoint.load_backbone(None), backbone.prepared_context_width(checkpoint.model_config)).eval()
+        return Pair(pipeline, checkpoint, text, step, vae_program("vae_encoder", checkpoint.load_vae()).eval())
 
     return pair
 
 
-def test_text_equals_the_pipelines(pipelines: Callable[[str], tuple[Any, Drive]]) -> None:
+def test_text_equals_the_pipelines(pairs: Callable[[str], Pair]) -> None:
     """At the pipelines' lengths; the last prompt is cut by both tokenizers."""
-    pipeline, drive = pipelines("kontext")
+    pipeline, text_of = pairs("kontext").pipeline, pairs("kontext").text
     prompts = ["a red circle left of a blue square", "", "Größe <b> {x}", "two green triangles " * 150]
     with torch.no_grad():
         context, pooled, _ = pipeline.encode_prompt(prompts, prompts)
-        text = drive.encode(prompts)
+        text = text_of(prompts)
         torch.testing.assert_close(text.context, pipeline.transformer.context_embedder(context), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(text.pooled, pooled, atol=2e-5, rtol=1e-4)
     assert text.context.shape[1] == 512
@@ -286,7 +306,7 @@ def test_text_equals_the_pipelines(pipelines: Callable[[str], tuple[Any, Drive]]
     ],
 )
 def test_final_latents_equal_the_pipelines(
-    pipelines: Callable[[str], tuple[Any, Drive]],
+    pairs: Callable[[str], Pair],
     kind: str,
     size: tuple[int, int],
     count: int,
@@ -294,25 +314,22 @@ def test_final_latents_equal_the_pipelines(
     scale: float,
     true_scale: float,
 ) -> None:
-    pipeline, drive = pipelines(kind)
-    prompts = ["make the red circle blue", "two green triangles"][:count]
+    pair = pairs(kind)
+    pipeline = pair.pipeline
+    prompts, negative = ["make the red circle blue", "two green triangles"][:count], ["blurry"] * count
     generator = torch.Generator().manual_seed(41)
     height, width = size
     noise = torch.randn(count, FLUX_CHANNELS, height, width, generator=generator)
-    picture = torch.rand(1, 3, 12, 28, generator=generator)
+    picture = torch.rand(1, 12, 28, 3, generator=generator)
     arguments: dict[str, Any] = {}
     conditions = {}
     if kind == "kontext":
-        arguments = {"image": picture if edits else None, "max_area": 4 * height * width, "_auto_resize": False}
-        vae = pipeline.vae
-        with torch.no_grad():
-            latents = vae.encode(picture * 2 - 1).latent_dist.mode()
-        reference = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-        reference = reference if edits else torch.zeros(1, FLUX_CHANNELS, 2, 2)
-        conditions = {"reference": reference.expand(count, -1, -1, -1), "has_reference": torch.full((count,), float(edits))}
+        image = picture.permute(0, 3, 1, 2) if edits else None
+        arguments = {"image": image, "max_area": 4 * height * width, "_auto_resize": False}
+        latents = pair.encoder.run({"pixels": picture})["latents"] if edits else torch.zeros(1, FLUX_CHANNELS, 2, 2)
+        conditions = {"reference": latents.expand(count, -1, -1, -1), "has_reference": torch.full((count,), float(edits))}
     if kind != "schnell":
         conditions["guidance_scale"] = torch.full((count,), scale)
-    negative = ["blurry"] * count
     expected = pipeline(
         prompt=prompts,
         negative_prompt=negative if true_scale > 1 else None,
@@ -326,11 +343,13 @@ def test_final_latents_equal_the_pipelines(
         **arguments,
     ).images
     expected = pipeline._unpack_latents(expected, 2 * height, 2 * width, 2)
-    branches = [drive.encode(prompts)]
+    told = [pair.text(prompts)]
     if true_scale > 1:
-        branches.append(drive.encode(negative, negative=True))
+        told.append(pair.text(negative, negative=True))
     weights = [true_scale, 1 - true_scale] if true_scale > 1 else [1.0]
-    assert_same_latents(drive.denoise(noise, branches, weights, **conditions), expected, tolerance=1e-4)
+    tokens = height * width // 4
+    schedule = schedule_of(pair.checkpoint.backbone, pipeline.transformer, pair.checkpoint.load_scheduler(), STEPS, tokens)
+    assert_same_latents(denoise(pair.step, schedule, noise, told, weights, conditions=conditions), expected)
 
 
 def test_metacanvas_checkpoint_is_whole(tmp_path: Path) -> None:
@@ -350,8 +369,8 @@ def test_other_flux_pipelines_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no supported backbone .* of FluxFillPipeline; .*of FluxKontextPipeline"):
         load_checkpoint(folder)
     config = tiny_flux(seed=1, in_channels=24, out_channels=16).config
-    with pytest.raises(CheckpointError, match="takes 24 channels and gives 16"):
-        Flux().latent_channels(config)
+    assert "takes 24 channels and gives 16" in (Flux().refusal(config) or "")
+    assert Flux().refusal(tiny_flux(seed=1).config) is None
 
 
 def test_schedules_follow_the_targets_tokens() -> None:
