@@ -7,7 +7,7 @@ are one sequence for attention; each has its own rotary positions (first axis: 0
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Flux(Backbone):
     pipelines = ("FluxPipeline",)
     component = "transformer"
     patch_embedding = "x_embedder"
-    tasks = ("text-to-image",)
+    tasks: ClassVar[tuple[str, ...]] = ("text-to-image",)
     default_guidance = 3.5
     default_steps = 28
     encoders = (EncoderFolders("text_encoder", "tokenizer"), EncoderFolders("text_encoder_2", "tokenizer_2"))

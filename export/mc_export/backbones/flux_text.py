@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mc_export.backbones.base import TextStates, TextTokens
 from mc_export.backbones.text_clip import clip_outputs, clip_prompting, clip_tokens
+from mc_export.backbones.text_t5 import t5_states
 from mc_export.sampler import dynamic_shift_timesteps
 from mc_export.tokenizers import pad_id
 from mc_runtime.bundle.manifest import Prompting, Segment
@@ -51,7 +52,7 @@ def flux_states(encoders: Sequence[nn.Module], input_ids: Sequence[Tensor], atte
     """T5's states as context and CLIP's end token as pooled vector; T5 reads its padding, as the pipelines let it."""
     clip, t5 = encoders
     pooled: Tensor = clip_outputs(clip, input_ids[0], attention_masks[0]).pooler_output
-    return TextStates(t5(input_ids=input_ids[1]).last_hidden_state, pooled)
+    return TextStates(t5_states(t5, input_ids[1]), pooled)
 
 
 def flux_timesteps(scheduler: Any, steps: int, tokens: int | None) -> None:

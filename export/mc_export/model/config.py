@@ -16,9 +16,6 @@ LONGEST_PROMPT = 32768
 Task = Literal["text-to-image", "image-editing", "text-to-video", "image-to-video", "video-editing", "in-context-video"]
 
 
-Task = Literal["text-to-image", "image-editing", "text-to-video", "image-to-video", "video-editing", "in-context-video"]
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

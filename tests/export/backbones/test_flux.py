@@ -236,9 +236,9 @@ def test_engines_equal_their_programs(
 def test_nothing_of_the_step_depends_on_the_context_alone(exported: Callable[[str], Exported]) -> None:
     operators = exported("schnell")[1].operators()
     assert operators["Softmax"] == 1
-    # A double block: q, k, v, out and two of the feed-forward network, of both streams; scores and values; the picture's
-    # embedding and the last projection. No product of the context's own embedding.
-    assert operators["MatMul"] == 2 * 6 + 2 + 2
+    # A last double block: q, k, v, out and two of the feed-forward network of the picture's stream; q, k, v of the text's;
+    # scores and values; the picture's embedding and the last projection. No product of the context's own embedding.
+    assert operators["MatMul"] == 6 + 3 + 2 + 2
     assert operators["Sin"] == 2, "the timestep's, and the rotary positions'"
 
 

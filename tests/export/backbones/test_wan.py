@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mc_export.autoencoders.registry import vae_program
 from mc_export.backbones.registry import backbone_of
+from mc_export.backbones.text_t5 import distance_buckets
 from mc_export.backbones.wan import Wan
-from mc_export.backbones.wan_text import distance_buckets
 from mc_export.checkpoint import load_checkpoint
 from mc_export.lower.onnx import OnnxFile, onnx_from_program
 from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
