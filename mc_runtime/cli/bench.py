@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from mc_runtime.cli import build_half, demo, options
-from mc_runtime.cli.generate import check_output
 from mc_runtime.cli.output import progress_bar, seconds
+from mc_runtime.cli.outputs import check_output
 from mc_runtime.errors import EngineError, OutputError
 
 _STANDARD_OUTPUT = Path("-")

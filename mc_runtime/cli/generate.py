@@ -1,9 +1,7 @@
-"""`mc-runtime generate`: one prompt, one or more pictures."""
+"""`mc-runtime generate`: one prompt, one or more pictures or videos."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,60 +12,55 @@ from mc_runtime.cache import compiled_cache
 from mc_runtime.cli import options
 from mc_runtime.cli.demo import bundle_path
 from mc_runtime.cli.output import print_json, progress_bar, seconds
-from mc_runtime.errors import OutputError, RequestError
+from mc_runtime.cli.outputs import Outputs, check_output, results_of, write_outputs
+from mc_runtime.errors import RequestError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mc_runtime.bundle.store import Bundle
+    from mc_runtime.media.clip import Clip
     from mc_runtime.runtime.result import Result, Step
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where the pictures of one request go."""
-
-    images: tuple[Path, ...]
-    canvas_map: Path | None = None
-    sheet: Path | None = None
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file that will be written."""
-        return (*self.images, *(path for path in (self.canvas_map, self.sheet) if path is not None))
 
 
 @click.command("generate")
 @options.bundle_argument
-@click.argument("prompt")
+@click.argument("prompt", default="")
 @click.option(
-    "-o", "--output", type=options.FILE, default=Path("out.png"), show_default=True, metavar="FILE",
-    help="Picture to write: .png, .jpg or .webp. With --num-images N: out-0.png, out-1.png and so on.",
+    "-o", "--output", type=options.FILE, metavar="FILE",
+    help="Picture (.png, .jpg, .webp) or video (.mp4, .webm, .gif, .webp, or a folder of frames) to write; out.png or out.mp4 "
+    "if left out. With --num-images N: out-0.png, out-1.png and so on.",
 )  # fmt: skip
 @click.option("--negative-prompt", default="", metavar="TEXT", help="What the picture should not show.")
+@options.media_options
 @options.request_options
 @click.option(
     "-n", "--num-images", type=int, default=1, show_default=True, metavar="N",
-    help="How many pictures of the prompt; each has the seed after the one before.",
+    help="How many pictures, or videos, of the prompt; each has the seed after the one before.",
 )  # fmt: skip
 @click.option("--canvas-map", type=options.FILE, metavar="FILE", help="Also write the layout the planner drew.")
-@click.option("--sheet", type=options.FILE, metavar="FILE", help="Also write all pictures side by side.")
+@click.option("--sheet", type=options.FILE, metavar="FILE", help="Also write all results side by side.")
+@click.option("--comparison", type=options.FILE, metavar="FILE", help="Also write the input beside the result, as a clip.")
 @click.option("--no-metadata", is_flag=True, help="Write no prompt, seed or version into the files.")
 @options.json_option
 @options.debug_option
 def command(
     bundle: str,
     prompt: str,
-    output: Path,
+    output: Path | None,
     negative_prompt: str,
     num_images: int,
     canvas_map: Path | None,
     sheet: Path | None,
+    comparison: Path | None,
     no_metadata: bool,
     as_json: bool,
     **request: Any,
 ) -> None:
-    """Make pictures of PROMPT with the engines of BUNDLE (a directory, or `demo`).
+    """Make pictures or videos of PROMPT with the engines of BUNDLE (a directory, or `demo`).
 
-    The same seed on the same bundle gives the same bytes, alone or beside others.
+    The same seed on the same bundle gives the same bytes, alone or beside others. What is made depends on the bundle and on
+    what it is given: a prompt alone, --image, or --video; `mc-runtime inspect` lists a bundle's tasks.
 
     \b
     Examples:
@@ -75,16 +68,30 @@ def command(
       mc-runtime generate ./bundle "two green triangles" -o out.png --canvas-map canvas.png
       mc-runtime generate ./bundle "a yellow star" -o star.webp -n 4 --seed 7 --sheet sheet.png
       mc-runtime generate ./bundle "a lake" --negative-prompt "boats" --steps 20 --guidance 4.5 --size 512x768
+      mc-runtime generate ./bundle "make it night" --image day.jpg -o night.png --comparison both.gif
+      mc-runtime generate ./bundle "a boat sails away" --frames 49 --fps 24 -o boat.mp4
       mc-runtime generate ./bundle "a lake" --json | jq .timings
       mc-runtime generate ./bundle "a secret" -o out.png --no-metadata
     """
-    outputs = plan_outputs(output, num_images, canvas_map, sheet)
+    if output is not None:
+        # What can be known before the bundle is opened; its task then says whether this is a picture's name or a clip's.
+        results = results_of(output, num_images)
+        for path in results:
+            check_either(path)
     path = bundle_path(bundle, quiet=as_json)
     from mc_runtime.runtime.runtime import Runtime
 
     runtime = Runtime.load(path, threads=request["threads"], cache_dir=compiled_cache())
-    if canvas_map is not None and runtime.manifest.canvas is None:
+    manifest = runtime.manifest
+    if canvas_map is not None and manifest.canvas is None:
         raise RequestError(f"{bundle}: a stock pipeline draws no canvas; leave --canvas-map out")
+    media = options.media_of(request)
+    given = media.get("image", [media.get("video")])[0]
+    if comparison is not None and given is None:
+        raise RequestError("--comparison shows an input beside the result; give --image or --video, or leave it out")
+    name = output or Path("out.mp4" if manifest.frames else "out.png")
+    outputs = Outputs(results_of(name, num_images), canvas_map, sheet, comparison, manifest.frames is not None)
+    outputs.check()
     with progress_bar("drawing", quiet=as_json) as progress:
 
         def on_step(step: Step) -> None:
@@ -92,6 +99,7 @@ def command(
 
         result = runtime.generate(
             prompt,
+            task=request["task"],
             negative_prompt=negative_prompt,
             num_images=num_images,
             steps=request["steps"],
@@ -99,86 +107,60 @@ def command(
             size=request["size"],
             seed=request["seed"],
             on_step=on_step,
+            **media,
         )
     story = _story(runtime.bundle, prompt, negative_prompt, result, request)
-    write_outputs(result, outputs, None if no_metadata else story)
+    write_outputs(result, outputs, None if no_metadata else story, _opened(given) if comparison else None)
     if as_json:
         print_json(_report(path, story, result, outputs))
         return
     for written in outputs.all:
         click.echo(written)
-    first = result.images[0]
     took = seconds(result.timings["total"])
-    click.echo(f"{len(result.images)} x {first.height}x{first.width} pixels in {took}", err=True)
+    height, width = _size(result)
+    frames = f" x {len(result.clips[0])} frames" if result.clips else ""
+    click.echo(f"{len(result.seeds)} x {height}x{width} pixels{frames} in {took}", err=True)
 
 
-def plan_outputs(output: Path, num_images: int = 1, canvas_map: Path | None = None, sheet: Path | None = None) -> Outputs:
-    """Names of the files to write, each checked before any work is done. Raises OutputError."""
-    from mc_runtime.tasks.checks import MAX_IMAGES
+def check_either(path: Path) -> None:
+    """Whether a picture or a clip can be written at `path`. Raises OutputError."""
+    from mc_runtime.media.clip_output import CLIP_FORMATS
 
-    if not 1 <= num_images <= MAX_IMAGES:
-        raise RequestError(f"num_images must be a whole number from 1 to {MAX_IMAGES}, got {num_images}")
-    images: tuple[Path, ...] = (output,)
-    if num_images > 1:
-        images = tuple(output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(num_images))
-    outputs = Outputs(images, canvas_map, sheet)
-    if len(set(outputs.all)) != len(outputs.all):
-        raise OutputError(f"{output}: two outputs have the same name; give --canvas-map and --sheet names of their own")
-    for path in outputs.all:
-        check_output(path)
-    return outputs
+    check_output(path, clip=not path.suffix or path.suffix.lower() in CLIP_FORMATS)
 
 
-def check_output(path: Path) -> None:
-    """Whether a picture can be written at `path`: its suffix, its directory, and no directory of that name."""
-    from mc_runtime.media.images import FORMATS
+def _opened(given: Any) -> Image.Image | Clip:
+    """The input picture or clip that a comparison shows."""
+    from mc_runtime.media.clip_input import load_clip
+    from mc_runtime.media.image_input import load_image
 
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"{path}: no picture format that is known; end the name in one of {', '.join(FORMATS)}")
     try:
-        if path.is_dir():
-            raise OutputError(f"{path}: is a directory; name a file in it")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
-        # A picture is written beside its place and moved there: its directory must take new files in any case.
-        places = (path.parent, path) if path.exists() else (path.parent,)
-    except OSError as error:  # the name is too long
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
-    if not all(os.access(place, os.W_OK) for place in places):
-        raise OutputError(f"{path}: not writable; choose another place or change its permissions")
+        return load_image(given)
+    except RequestError:
+        return load_clip(given)
 
 
-def write_outputs(result: Result, outputs: Outputs, story: dict[str, Any] | None) -> None:
-    """Write every picture, each with `story` and its own seed inside, or with nothing. Raises OutputError."""
-    from mc_runtime.media.images import save_image
-
-    for image, seed, path in zip(result.images, result.seeds, outputs.images, strict=True):
-        save_image(image, path, None if story is None else {**story, "seed": seed})
-    if outputs.canvas_map is not None:
-        save_image(result.plan.canvas_map(), outputs.canvas_map, story)
-    if outputs.sheet is not None:
-        from mc_runtime.media.sheet import contact_sheet
-
-        captions = [f"seed {seed}" for seed in result.seeds]
-        save_image(contact_sheet(result.images, captions), outputs.sheet, story)
+def _size(result: Result) -> tuple[int, int]:
+    """(height, width) of the results in pixels."""
+    if result.clips:
+        return result.clips[0].size
+    return result.images[0].height, result.images[0].width
 
 
-def _story(
-    bundle: Bundle, prompt: str, negative_prompt: str, result: Result, request: dict[str, Any]
-) -> dict[str, Any]:
+def _story(bundle: Bundle, prompt: str, negative_prompt: str, result: Result, request: dict[str, Any]) -> dict[str, Any]:
     """How the pictures were made, enough to make them again with the same bundle."""
     from mc_runtime.backends.registry import available
 
     manifest = bundle.manifest
     libraries = available()
     targets = sorted({engine.target for engine in manifest.engines.values()})
-    first = result.images[0]
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "steps": manifest.steps.default if request["steps"] is None else request["steps"],
         "guidance": manifest.guidance.default if request["guidance"] is None else request["guidance"],
-        "size": [first.height, first.width],
+        "task": result.plan.task,
+        "size": list(_size(result)),
         "bundle": manifest.name,
         "bundle_sha256": bundle.digest,
         "checkpoint": manifest.checkpoint.sha256,
@@ -190,8 +172,9 @@ def _report(bundle: Path, story: dict[str, Any], result: Result, outputs: Output
     return {
         **story,
         "bundle": str(bundle),
-        "images": [{"path": str(path), "seed": seed} for path, seed in zip(outputs.images, result.seeds, strict=True)],
+        "images": [{"path": str(path), "seed": seed} for path, seed in zip(outputs.results, result.seeds, strict=True)],
         "canvas_map": None if outputs.canvas_map is None else str(outputs.canvas_map),
         "sheet": None if outputs.sheet is None else str(outputs.sheet),
+        "comparison": None if outputs.comparison is None else str(outputs.comparison),
         "timings": result.timings,
     }

@@ -92,3 +92,26 @@ def request_options(function: F) -> F:
     for option in reversed(chosen):
         function = option(function)
     return function
+
+
+def media_options(function: F) -> F:
+    """What a task is given beside the prompt, as the keyword arguments task, image, video, frames, fps and two of motion."""
+    chosen = (
+        click.option("--task", metavar="NAME", help="One of the bundle's tasks; guessed from what is given if left out."),
+        click.option("--image", type=FILE, multiple=True, metavar="FILE", help="Input picture; again for another reference."),
+        click.option("--video", type=FILE, metavar="PATH", help="Input video, or a folder of numbered frames."),
+        click.option("--frames", type=int, metavar="N", help="Frames of a video; the bundle's default if left out."),
+        click.option("--fps", type=float, metavar="RATE", help="Frames a second of a video; the bundle's default if left out."),
+        click.option("--motion-bucket", type=int, metavar="N", help="How much moves, for a model that is told: 0 to 255."),
+        click.option("--noise-augmentation", type=float, metavar="STD", help="Noise on the input picture, for such a model."),
+    )
+    for option in reversed(chosen):
+        function = option(function)
+    return function
+
+
+def media_of(request: dict[str, Any]) -> dict[str, Any]:
+    """The media arguments that were given, as `Runtime.generate` takes them."""
+    names = ("image", "video", "frames", "fps", "motion_bucket", "noise_augmentation")
+    given = {name: request[name] for name in names if request[name] not in (None, ())}
+    return given | ({"image": list(given["image"])} if "image" in given else {})

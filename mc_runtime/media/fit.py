@@ -20,9 +20,7 @@ LARGEST_INNER = 2**27
 """Pixels that a crop may resize to before it cuts; a picture of one row would take gigabytes."""
 
 
-def fit(
-    images: Image.Image | Sequence[Image.Image], size: tuple[int, int], mode: FitMode = "stretch"
-) -> NDArray[np.float32]:
+def fit(images: Image.Image | Sequence[Image.Image], size: tuple[int, int], mode: FitMode = "stretch") -> NDArray[np.float32]:
     """Pixels f32 `[B, h, w, 3]` in [0, 1] of RGB images, each resized by Lanczos to `size` (height, width) in pixels.
 
     Equals `VaeImageProcessor.preprocess` for Pillow images, before that maps to [-1, 1].
