@@ -34,6 +34,11 @@ ConditionSource = Literal[
 """What a further input of the step engine is filled with; docs/bundle.md has the table."""
 
 
+ENCODED_SOURCES: frozenset[ConditionSource] = frozenset(
+    ("image_latents", "reference_latents", "reference_frames", "first_frame", "condition_latents")
+)
+
+
 class Precision(StrEnum):
     """What an engine computes in; its inputs and outputs stay float32 and int64."""
 
@@ -365,13 +370,20 @@ class Manifest:
         if len({reads, takes, "vision" in self.engines}) > 1:
             raise ValueError("prompting.planner.vision: belongs with a vision engine and a planner engine that takes its rows")
 
+    @property
+    def encodes_media(self) -> bool:
+        """Whether the step engine is told of encoded pictures or clips."""
+        return bool(ENCODED_SOURCES & set(self.conditions.values()))
+
     def required_components(self) -> tuple[Component, ...]:
-        """The engines that a request needs, in its order; `vision` where there are pictures to see."""
-        vision = ["vision"] if "vision" in self.engines else []
+        """The engines that a request needs, in its order; `vision` and `vae_encoder` where there are pictures to see."""
+        vision = ("vision",) if "vision" in self.engines else ()
         planner = self.canvas is not None or self.conditioning == "planner"
-        encoder = self.conditioning == "text_encoder"
-        text = (*(["planner"] if planner else []), *(["text_encoder"] if encoder else []))
-        return (*vision, *text, "step", "vae_decoder")
+        reader = self.conditioning if self.conditioning != "planner" else None
+        text = (*(["planner"] if planner else []), *([reader] if reader else []))
+        encoder = ("vae_encoder",) if self.encodes_media else ()
+        following = tuple(f"{name}_next" for name in (*encoder, "vae_decoder") if f"{name}_next" in self.engines)
+        return (*vision, *text, *encoder, "step", "vae_decoder", *following)
 
     def referenced_files(self) -> set[str]:
         """Every file that another field of the manifest names."""

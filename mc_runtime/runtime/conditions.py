@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from mc_runtime.runtime.engines import EngineClock, Engines
 from mc_runtime.runtime.plan import Branch
 from mc_runtime.sampling.noise import further_noise
 from mc_runtime.tasks.image_to_video import ImageToVideo
+from mc_runtime.tasks.in_context_video import InContextVideo
 from mc_runtime.tasks.request import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Told:
         request: the whole request.
         branches: for every result of the batch, as many branches as guidance uses.
         seeds: of the batch's results.
-        encode: pixels of one picture `[h, w, 3]` to its latents, once for each content.
+        encode: pixels of a picture `[h, w, 3]` or a clip `[F, h, w, 3]` to latents, once for each content.
     """
 
     manifest: Manifest
@@ -49,13 +54,13 @@ class Conditions:
 
     def __init__(self, manifest: Manifest, engines: Engines) -> None:
         self._manifest = manifest
-        self._encoding = Encoding(engines)
+        self._encoding = Encoding(manifest, engines)
 
     def of_batch(
         self, request: Request, branches: Sequence[Sequence[Branch]], seeds: Sequence[int], clock: EngineClock
     ) -> dict[str, Array]:
         """Named arrays `[results, ...]`, or `[results, branches, ...]` where every branch has its own."""
-        told = Told(self._manifest, request, branches, seeds, self._encoding.picture_encoder(clock))
+        told = Told(self._manifest, request, branches, seeds, self._encoding.encoder(clock))
         step = self._manifest.engines["step"]
         filled = {}
         for name, source in self._manifest.conditions.items():
@@ -73,14 +78,18 @@ class Conditions:
         """Per result, the shapes of those whose size is not the latents'; known before any engine runs."""
         found: dict[str, tuple[int, ...]] = {}
         for name, source in self._manifest.conditions.items():
-            if source == "reference_latents" and self._manifest.reference_sizes:
+            if source == "reference_latents":
                 found[name] = _reference_shape(self._manifest, request)
+            if source in ("reference_frames", "reference_mask"):
+                slots = max(1, len(_references(request)))
+                channels, _, height, width = request.latent_shape
+                found[name] = (slots,) if source == "reference_mask" else (channels, slots, height, width)
         return found
 
     @property
     def components(self) -> tuple[str, ...]:
         """The engines they need."""
-        return ("vae_encoder",) if _PICTURES & set(self._manifest.conditions.values()) else ()
+        return self._encoding.components if self._manifest.encodes_media else ()
 
 
 def _pooled(told: Told) -> Array:
@@ -149,11 +158,47 @@ def _first_frame(told: Told) -> Array:
     if not isinstance(request, ImageToVideo):
         channels, _, height, width = request.latent_shape
         return told.each(np.zeros((channels, 1, height, width)))
-    return told.each(told.encode(fit(request.pictures[0], request.size)[0]))
+    return told.each(told.encode(fit(request.pictures[0], request.size)))
 
 
 def _has_first_frame(told: Told) -> Array:
     return told.each(1.0 if isinstance(told.request, ImageToVideo) else 0.0)
+
+
+def _condition_latents(told: Told) -> Array:
+    """The clip to edit `[C, T, H, W]`; zeros where the task has none."""
+    from mc_runtime.media.fit import fit_clip
+
+    request = told.request
+    if request.clip is None:
+        return told.each(np.zeros(request.latent_shape))
+    return told.each(told.encode(fit_clip(request.clip, request.size)[0]))
+
+
+def _condition_mask(told: Told) -> Array:
+    """1 where a clip is given, `[1, T, H, W]`."""
+    _, *extents = told.request.latent_shape
+    return told.each(np.full((1, *extents), 0.0 if told.request.clip is None else 1.0))
+
+
+def _reference_frames(told: Told) -> Array:
+    """Every reference picture as one frame `[C, R, H, W]`; one slot of zeros where there is none."""
+    from mc_runtime.media.fit import fit
+
+    references = _references(told.request)
+    if not references:
+        channels, _, height, width = told.request.latent_shape
+        return told.each(np.zeros((channels, 1, height, width)))
+    return told.each(np.concatenate([told.encode(fit(one, told.request.size)) for one in references], axis=1))
+
+
+def _reference_mask(told: Told) -> Array:
+    """1 for every reference `[R]`, 0 for the empty slot."""
+    return told.each(np.ones(len(_references(told.request)) or 1) * bool(_references(told.request)))
+
+
+def _references(request: Request) -> tuple[Image.Image, ...]:
+    return request.pictures if isinstance(request, InContextVideo) else ()
 
 
 _FILLERS: Mapping[ConditionSource, Callable[[Told], Array]] = {
@@ -166,5 +211,8 @@ _FILLERS: Mapping[ConditionSource, Callable[[Told], Array]] = {
     "has_reference": _has_reference,
     "first_frame": _first_frame,
     "has_first_frame": _has_first_frame,
+    "condition_latents": _condition_latents,
+    "condition_mask": _condition_mask,
+    "reference_frames": _reference_frames,
+    "reference_mask": _reference_mask,
 }
-_PICTURES: frozenset[ConditionSource] = frozenset({"image_latents", "reference_latents", "first_frame"})

@@ -1,4 +1,4 @@
-"""From pictures to latents: the `vae_encoder` engine, once for each content."""
+"""From pictures and clips to latents: the autoencoder's encoder engines, once for each content."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.manifest import Manifest
+from mc_runtime.runtime.clips import Codec, encode_clip
 from mc_runtime.runtime.engines import EngineClock, Engines, fixed
 from mc_runtime.runtime.plan import ContentCache
 
@@ -20,29 +21,44 @@ CACHE_BYTES = 64 * 2**20
 
 
 class Encoding:
-    """Encodes the pictures of requests and keeps what it gave."""
+    """Encodes the pictures and clips of requests and keeps what it gave."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, manifest: Manifest, engines: Engines) -> None:
         self._engines = engines
         self._cache = ContentCache(CACHE_BYTES)
+        #: The engines it needs.
+        self.components = tuple(name for name in ("vae_encoder", "vae_encoder_next") if name in manifest.engines)
 
-    def picture_encoder(self, clock: EngineClock) -> Callable[[Array], Array]:
-        """Pixels f32 `[h, w, 3]` in [0, 1] to latents `[C, H, W]`, or `[C, 1, H, W]` where the autoencoder is a video's."""
+    def encoder(self, clock: EngineClock) -> Callable[[Array], Array]:
+        """Pixels f32 in [0, 1] to latents: `[h, w, 3]` to `[C, H, W]`, and a clip's `[F, h, w, 3]` to `[C, T, H, W]`."""
 
         def encode(pixels: Array) -> Array:
-            key = hashlib.sha256(pixels.tobytes()).digest() + bytes(str(pixels.shape), "ascii")
-            latents: Array = self._cache.get_or_make(key, lambda: self._run(pixels, clock))
+            key = (pixels.shape, hashlib.sha256(pixels.tobytes()).digest())
+            run = self._picture if pixels.ndim == 3 else self._clip
+            latents: Array = self._cache.get_or_make(key, lambda: run(pixels, clock))
             return latents
 
         return encode
 
-    def _run(self, pixels: Array, clock: EngineClock) -> Array:
+    def _picture(self, pixels: Array, clock: EngineClock) -> Array:
         encoder = self._engines.get("vae_encoder")
-        tensor = encoder.spec.input("pixels")
-        of_video = tensor is not None and len(tensor.shape) == 5
-        rows = pixels[None, None] if of_video else pixels[None]
-        rows = np.repeat(rows, fixed(encoder.spec, "pixels", 0) or 1, axis=0)
+        rows = np.repeat(pixels[None], fixed(encoder.spec, "pixels", 0) or 1, axis=0)
         return np.array(encoder.run({"pixels": np.ascontiguousarray(rows, np.float32)}, clock)["latents"][0])
+
+    def _clip(self, pixels: Array, clock: EngineClock) -> Array:
+        codec = Codec(*(self._engines.get(name) for name in self.components))
+        frames = (np.ascontiguousarray(frame[None], np.float32) for frame in pixels)
+        return np.array(encode_clip(codec, frames, clock, _NoWatch())[0])
+
+
+class _NoWatch:
+    """Nobody looks on."""
+
+    def before_chunk(self) -> None:
+        """See `clips.ChunkWatch`."""
+
+    def after_chunk(self, frames: int, seconds: float) -> None:
+        """See `clips.ChunkWatch`."""
 
 
 def reference_size(manifest: Manifest, picture: Image.Image) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Rendering:
             made = self._denoised(request, of_batch, batch, schedule, work)
             latents.append(made)
             if request.output == "images":
-                self.wait_for([name for name in shapes if name != "step"], work, shapes)
+                self.wait_for(self._decoding.components, work, shapes)
                 pictures += self._decoding.decode(made, request, work)
         images, clips = self._decoding.sorted(pictures)
         return Result(images, np.concatenate(latents), request.seeds, work.timings(), plans, clips)
@@ -74,7 +74,7 @@ class Rendering:
         with work.stopwatch.stage("load"):
             for component in components:
                 loaded = self._engines.get(component)
-                if shapes:
+                if shapes and component in shapes:
                     loaded.engine.prepare(shapes[component])
 
     @property

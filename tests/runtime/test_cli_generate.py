@@ -116,7 +116,8 @@ def test_a_file_says_how_it_was_made_unless_told_not_to(bundle: Path, tmp_path: 
     assert said.pop("checkpoint") == open_bundle(bundle).manifest.checkpoint.sha256
     assert said.pop("bundle") == open_bundle(bundle).manifest.name
     assert said == {
-        "task": "text-to-image", "prompt": PROMPT, "negative_prompt": "blue square", "steps": 2, "guidance": 3.5, "size": [32, 32], "seed": 9,
+        "task": "text-to-image", "prompt": PROMPT, "negative_prompt": "blue square",
+            "steps": 2, "guidance": 3.5, "size": [32, 32], "seed": 9,
         "bundle_sha256": sha256_of(bundle / "manifest.json"),
     }  # fmt: skip
     assert read_metadata(sheet)["prompt"] == PROMPT

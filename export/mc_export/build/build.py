@@ -14,7 +14,7 @@ from mc_export.build.cache import build_entry, content_key, copy_files, library_
 from mc_export.build.contents import EMPTY_PLAN_FILE, write_empty_plan, write_prompting, write_sampler
 from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.options import BuildOptions
-from mc_export.build.parts import Part, facts_of, limits_of, parts_of, sizes_of
+from mc_export.build.parts import Part, facts_of, frames_of, limits_of, parts_of, sizes_of
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.lower import Calibration, target_facts
@@ -199,7 +199,13 @@ def _manifest(
         stock=checkpoint.is_stock,
         engines=engines,
         files=describe_files(stage),
-        latents=Latents(channels=adapter.latent_channels(config), scale=checkpoint.pixels_per_latent, patch=patch),
+        latents=Latents(
+            channels=adapter.latent_channels(config),
+            scale=checkpoint.pixels_per_latent,
+            patch=patch,
+            frames=checkpoint.strides.time,
+        ),
+        frames=frames_of(checkpoint),
         sizes=sizes,
         max_batch=options.max_batch,
         guidance=Guidance(

@@ -18,11 +18,13 @@ from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_export.program.vision import VisionProgram
-from mc_runtime.bundle.manifest import Component, PromptingSet, Sizes
+from mc_runtime.bundle.manifest import ENCODED_SOURCES, Component, Frames, PromptingSet, Sizes
 from mc_runtime.errors import CheckpointError, RequestError
 
 # Without --size, pictures up to this many times the checkpoint's own side are served, and never less than a side of 64 tokens.
 _LARGEST = 4
+# And videos of up to this many times the backbone's own frames.
+_LONGEST = 2
 _LEAST_LARGEST = 64
 # One token is a size the exporter would take for a constant.
 _SMALLEST = 2
@@ -107,6 +109,15 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     )
 
 
+def frames_of(checkpoint: Checkpoint) -> Frames | None:
+    """The lengths of video a bundle of this checkpoint serves; None for pictures."""
+    backbone, multiple = checkpoint.backbone, checkpoint.strides.time
+    if backbone.default_frames is None:
+        return None
+    longest = 1 + (_LONGEST * backbone.default_frames - 1) // multiple * multiple
+    return Frames(default=backbone.default_frames, multiple=multiple, first=1, max=longest, fps=backbone.default_fps)
+
+
 def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:
     """The limits of a bundle's engines."""
     planner, texts = prompting.planner, [text for text in (prompting.text_encoder, prompting.text_encoder_2) if text]
@@ -116,6 +127,7 @@ def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, opt
     conditioned_on_text = checkpoint.conditioning == "text_encoder"
     kept = max((len(text.select or ()) for text in texts), default=0) or max(text_lengths, default=0)
     canvas = checkpoint.config.canvas.grid_at(sizes.max, sizes.max) if checkpoint.config else (1, 1, 1)
+    frames = frames_of(checkpoint)
     return Limits(
         max_batch=options.max_batch,
         max_tokens=sizes.max // sizes.multiple,
@@ -125,6 +137,7 @@ def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, opt
         vision_tokens=vision_tokens,
         context_length=kept if conditioned_on_text else planner_length,
         order=order,
+        max_frames=checkpoint.strides.latent_frames(frames.max) if frames else 1,
     )
 
 
@@ -183,7 +196,8 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         Part("step", (backbone, *canvas_files), step),
         *(Part(component, (layout.VAE,), partial(autoencoder, component)) for component in checkpoint.autoencoder.components),
     ]
-    no_encoder = "vae_encoder" not in options.engines
+    told_of_media = any(condition.source in ENCODED_SOURCES for condition in adapter.conditions(config))
+    no_encoder = not told_of_media and "vae_encoder" not in options.engines
     absent = {"vision": limits.vision_tokens == 0, "planner": checkpoint.is_stock, "text_encoder": on_planner}
     absent |= {"vae_encoder": no_encoder, "vae_encoder_next": no_encoder}
     for component in options.engines:
