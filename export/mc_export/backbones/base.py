@@ -85,6 +85,7 @@ class Backbone(ABC):
         encoders: the text encoders a stock checkpoint keeps.
         unsupported_components: parts of a pipeline that make it one this backbone cannot run, each with the reason.
         selects_rows: whether only some rows of the encoders' states become context.
+        config_names_size: whether the model's configuration says what size it was made for.
         latent_axes: the latents' dynamic dimensions, behind the channels.
         default_frames: pixel frames of a video when the request names none; None for pictures.
         default_fps: of a video.
@@ -105,6 +106,7 @@ class Backbone(ABC):
     encoders: ClassVar[tuple[EncoderFolders, ...]] = ()
     unsupported_components: ClassVar[Mapping[str, str]] = MappingProxyType({})
     selects_rows: ClassVar[bool] = False
+    config_names_size: ClassVar[bool] = True
     latent_axes: ClassVar[tuple[str, ...]] = ("H", "W")
     default_frames: ClassVar[int | None] = None
     default_fps: ClassVar[float] = 24.0
@@ -112,6 +114,10 @@ class Backbone(ABC):
     embeds_guidance: ClassVar[bool] = False
     guidance_ramp_from: ClassVar[float | None] = None
     scales_encoded: ClassVar[bool] = True
+
+    def weighs_branches(self, scale: float) -> bool:
+        """Whether guidance of this scale needs a prediction for the negative prompt, too."""
+        return scale > 1 and self.guidance_branches > 1 and not self.embeds_guidance
 
     def refusal(self, config: Any) -> str | None:
         """Why a model of this configuration is not supported, in one line; None where it is."""

@@ -43,6 +43,7 @@ class Wan(Backbone):
             "image_encoder": "models with an image encoder (Wan2.1 image-to-video) are not supported; use Wan2.2-TI2V-5B",
         }
     )
+    config_names_size = False
     latent_axes = ("T", "H", "W")
     default_frames = 121
     default_fps = 24.0

@@ -84,7 +84,7 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     scale = checkpoint.pixels_per_latent
     _, patch, _ = checkpoint.backbone.patch(config)
     multiple = scale * patch
-    rows, columns = checkpoint.backbone.default_latent_size(config)
+    rows, columns = checkpoint.default_latent_size
     native = (rows * scale, columns * scale)
     if rows % patch or columns % patch or min(rows, columns) < _SMALLEST * patch:
         raise CheckpointError(

@@ -177,6 +177,21 @@ class Checkpoint:
         """Output pixels per latent cell along h and w."""
         return self.strides.space
 
+    @property
+    def default_latent_size(self) -> tuple[int, int]:
+        """Latent (height, width) it was made for; the canvas's where the backbone's configuration names no size."""
+        if self.config is None or self.backbone.config_names_size:
+            return self.backbone.default_latent_size(self.model_config)
+        pixels = self.config.canvas.pixels_per_token
+        rows, columns = (extent * pixels // self.pixels_per_latent for extent in self.config.canvas.grid[1:])
+        return rows, columns
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """The same in pixels."""
+        height, width = self.default_latent_size
+        return height * self.pixels_per_latent, width * self.pixels_per_latent
+
     @cached_property
     def model_config(self) -> Any:
         """The backbone's configuration with the class's defaults filled in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mc_export.reference import ReferencePipeline
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.pipeline import Conditions
 from mc_export.reference.prompts import chat_text, encode_for_planner
+from mc_export.reference.told import latent_extents, told_by_request
 from mc_export.sampler import build_sampler_table
 from mc_export.vision import planner_vision
 from mc_runtime.prompting.vision import look_at, tower_inputs
@@ -39,6 +41,8 @@ PROMPTS = (
 # What calibration may cost, as parameters x tokens x evaluations of the backbone: a minute or two of two cores.
 _WORK = 3e12
 _MIN_STEPS = 4
+# Latent frames of a video: the first one, which may be given, and two that follow.
+_MOST_FRAMES = 3
 # Quantizers keep a few of the step's inputs for measuring; more tell them little.
 MAX_STEP_INPUTS = 16
 
@@ -89,7 +93,7 @@ def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -
     """Every prompt and the empty one, at the default size; where the planner sees, each with a picture."""
     config = checkpoint.config
     assert config is not None
-    grid = config.canvas.grid_at(*_pixels(checkpoint))
+    grid = config.canvas.grid_at(*checkpoint.default_size)
     tokenizer = checkpoint.load_planner_tokenizer()
     if not config.reads_pictures:
         return [_arrays(encode_for_planner(tokenizer, config, [prompt], grid)) for prompt in (*prompts, "")]
@@ -130,12 +134,14 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     """
     reference = ReferencePipeline(checkpoint)
     adapter, config = checkpoint.backbone, checkpoint.model_config
-    height, width = adapter.default_latent_size(config)
-    _, patch, _ = adapter.patch(config)
-    tokens = (height // patch) * (width // patch)
+    extents = latent_extents(checkpoint, checkpoint.default_size)
+    extents |= {"T": min(extents["T"], _MOST_FRAMES)} if "T" in extents else {}
+    shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
+    tokens = math.prod(shape[1:]) // math.prod(adapter.patch(config))
     pictures, steps = _affordable(reference.backbone, tokens, adapter.default_steps, len(prompts))
     scale = adapter.default_guidance
-    branches = _branches(reference, prompts[:pictures], guided=scale > 1)
+    branches = _branches(reference, prompts[:pictures], guided=adapter.weighs_branches(scale))
+    told = told_by_request(checkpoint, extents, count=1, branches=len(branches[0]), scale=scale)
     prepare = adapter.context_preparation(reference.backbone.model)
     schedule = _schedule(checkpoint, tokens, steps)
     program = StepProgram(reference.backbone, adapter.prepared_context_width(config), order=schedule.order)
@@ -143,8 +149,9 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     kept_steps: Calibration = []
     latents: list[Tensor] = []
     for index, conditions in enumerate(branches):
-        constant = _constant_inputs(conditions, prepare, scale)
-        noise = torch.from_numpy(initial_noise(seed + index, (adapter.latent_channels(config), height, width)))
+        constant = told | _constant_inputs(conditions, prepare, scale)
+        constant = {spec.name: constant[spec.name] for spec in program.inputs if spec.name in constant}
+        noise = torch.from_numpy(initial_noise(seed + index, shape))
         inputs, latent = _denoised(program, schedule, noise[None] * schedule.init_noise_sigma, constant)
         kept_steps += inputs[index % pictures :: pictures]
         latents.append(latent)
@@ -166,7 +173,7 @@ def _affordable(backbone: nn.Module, tokens: int, steps: int, prompts: int) -> t
 
 def _branches(reference: ReferencePipeline, prompts: Sequence[str], guided: bool) -> list[list[Conditions]]:
     """Per prompt, what its own branch is told, and the empty one's."""
-    size = _pixels(reference.checkpoint)
+    size = reference.checkpoint.default_size
     empty = [reference.conditions([""], size, negative=True)] if guided else []
     return [[reference.conditions([prompt], size), *empty] for prompt in prompts]
 
@@ -184,6 +191,9 @@ def _constant_inputs(conditions: Sequence[Conditions], prepare: nn.Module, scale
         "context": torch.stack([padded(prepare(branch.context)) for branch in conditions], dim=1),
         "context_mask": torch.stack([padded(branch.mask) for branch in conditions], dim=1).to(torch.int64),
     }
+    pooled = [branch.pooled for branch in conditions if branch.pooled is not None]
+    if pooled:
+        inputs["pooled"] = torch.stack(pooled, dim=1)
     canvases = [branch.canvas for branch in conditions if branch.canvas is not None]
     if canvases:
         inputs["canvas"] = torch.stack(canvases, dim=1)
@@ -220,11 +230,6 @@ def _schedule(checkpoint: Checkpoint, tokens: int, steps: int) -> Schedule:
         arguments["token_counts"] = [tokens]
     set_timesteps = checkpoint.backbone.set_timesteps(scheduler)
     return build_sampler_table(scheduler, set_timesteps=set_timesteps, **arguments).schedule(steps, tokens)
-
-
-def _pixels(checkpoint: Checkpoint) -> tuple[int, int]:
-    height, width = checkpoint.backbone.default_latent_size(checkpoint.model_config)
-    return height * checkpoint.pixels_per_latent, width * checkpoint.pixels_per_latent
 
 
 def _arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +18,19 @@ from torch import Tensor
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.prompts import encode_for_planner
+from mc_export.reference.told import latent_extents, told_by_request
+from mc_export.sampler.timesteps import plain_timesteps
 from mc_runtime.media.clip import Clip
 from mc_runtime.sampling.noise import initial_noise
 
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """Latents ``[n, C, (T,) H, W]`` as denoised, and pictures unless only latents were asked for."""
+    """Latents ``[n, C, (T,) H, W]`` as denoised; pictures or videos unless only latents were asked for."""
 
     latents: np.ndarray
     images: list[Image.Image] = field(default_factory=list)
+    clips: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,34 +94,35 @@ class ReferencePipeline:
         output: str = "images",
         canvas: bool = True,
     ) -> ReferenceResult:
-        """Draws pictures or, with ``output="latents"``, clips; arguments as :meth:`mc_runtime.Runtime.generate`.
+        """Draws pictures or videos; arguments as :meth:`mc_runtime.Runtime.generate`.
 
         Besides, ``canvas=False`` leaves the plan out, and ``conditions`` are further inputs of the backbone's step
-        (`Backbone.conditions`) by name, ``[n, ...]``; what is not given is zero.
+        (`Backbone.conditions`) by name, ``[n, ...]``; see :func:`told_by_request` for what is not given.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
         steps = adapter.default_steps if steps is None else steps
         scale = adapter.default_guidance if guidance_scale is None else guidance_scale
-        latent_size = adapter.default_latent_size(config)
-        height, width = size or tuple(extent * self.checkpoint.pixels_per_latent for extent in latent_size)
-        extents = {"H": height // self.checkpoint.pixels_per_latent, "W": width // self.checkpoint.pixels_per_latent}
-        if adapter.default_frames is not None:
-            extents["T"] = self.checkpoint.strides.latent_frames(frames or adapter.default_frames)
+        height, width = size or self.checkpoint.default_size
+        extents = latent_extents(self.checkpoint, (height, width), frames)
         shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
 
         branches = [self.conditions(prompts, (height, width), canvas)]
-        if scale > 1:
+        if adapter.weighs_branches(scale):
             branches.append(self.conditions([negative_prompt] * len(prompts), (height, width), canvas, negative=True))
         branches = [_repeated(branch, num_images) for branch in branches]
         count = len(prompts) * num_images
         seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
         if latents is None:
             latents = np.stack([initial_noise(each, shape) for each in seeds])
-        told = self._told(conditions or {}, extents, count)
+        told = told_by_request(
+            self.checkpoint, extents, count=count, branches=len(branches), scale=scale, given=conditions
+        )
         denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale, told)
         if output == "latents":
             return ReferenceResult(denoised.numpy())
+        if denoised.ndim == 5:
+            return ReferenceResult(denoised.numpy(), clips=self.decode_clips(denoised))
         return ReferenceResult(denoised.numpy(), self.decode(denoised))
 
     def conditions(
@@ -153,42 +159,33 @@ class ReferencePipeline:
         assert mask is not None
         return Conditions(context, mask, plan, pooled)
 
-    def _told(self, given: Mapping[str, np.ndarray], extents: Mapping[str, int], count: int) -> dict[str, Tensor]:
-        """The backbone's further inputs that all branches share."""
-        adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
-        sizes = {axis.name: axis.min for axis in adapter.condition_axes(config, 64)} | dict(extents)
-        told: dict[str, Tensor] = {}
-        for condition in adapter.conditions(config):
-            if condition.name in given:
-                told[condition.name] = torch.from_numpy(given[condition.name])
-            elif not condition.per_branch:
-                shape = (sizes[size] if isinstance(size, str) else size for size in condition.shape)
-                told[condition.name] = torch.zeros(count, *shape)
-        return told
-
     def denoise(
         self, noise: Tensor, branches: list[Conditions], steps: int, scale: float, told: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The denoising loop with the checkpoint's own scheduler; guidance as in diffusers' pipelines.
 
-        ``told`` are the backbone's further inputs, a row a sample, shared by the branches.
+        ``told`` are the backbone's further inputs, see :func:`told_by_request`.
         """
-        told = dict(told or {})
+        adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
+        own = {condition.name for condition in adapter.conditions(config) if condition.per_branch}
+        shared = {name: rows for name, rows in (told or {}).items() if name not in own}
+        every = {name: torch.cat([rows] * len(branches)) for name, rows in shared.items()}
+        every |= {name: (told or {})[name].transpose(0, 1).flatten(0, 1) for name in own & set(told or {})}
         scheduler = self.checkpoint.load_scheduler()
-        scheduler.set_timesteps(steps)
-        timestep_scale = self.checkpoint.backbone.timestep_scale(self.checkpoint.model_config)
+        set_timesteps = adapter.set_timesteps(scheduler) or plain_timesteps
+        set_timesteps(scheduler, steps, math.prod(noise.shape[2:]) // math.prod(adapter.patch(config)))
+        timestep_scale = adapter.timestep_scale(config)
         joined = _joined(branches)
         latents = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
         for timestep in scheduler.timesteps:
             model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
             when = (timestep * timestep_scale).expand(len(joined.context)).to(torch.float32)
-            every = {name: torch.cat([rows] * len(branches)) for name, rows in told.items()}
             prediction = self._predict(torch.cat([model_input] * len(branches)), when, joined, every)
             if len(branches) == 2:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-            latents = self.checkpoint.backbone.settled(latents, **told)
+            latents = adapter.settled(latents, **shared)
         return latents
 
     def _predict(self, sample: Tensor, timestep: Tensor, branch: Conditions, told: Mapping[str, Tensor]) -> Tensor:
@@ -200,10 +197,26 @@ class ReferencePipeline:
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Latents to pictures."""
-        scaled = latents.to(self.dtype) / self.vae.config.scaling_factor
-        pixels = (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        pixels = (self._decoded(latents) / 2 + 0.5).clamp(0, 1)
         array = (pixels.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(picture) for picture in array]
+
+    def decode_clips(self, latents: Tensor) -> list[np.ndarray]:
+        """Latents ``[n, C, T, H, W]`` to videos, f32 ``[F, h, w, 3]`` in [0, 1] each."""
+        if self.checkpoint.strides.time > 1:
+            frames = self._decoded(latents).transpose(1, 2)
+        else:  # an autoencoder that takes frames as pictures, whether it mixes neighbours or not
+            frames = self._decoded(latents.transpose(1, 2).flatten(0, 1), frames=latents.shape[2])
+            frames = frames.unflatten(0, (len(latents), -1))
+        return list((frames / 2 + 0.5).clamp(0, 1).movedim(2, -1).numpy())
+
+    def _decoded(self, latents: Tensor, frames: int | None = None) -> Tensor:
+        """What diffusers' autoencoder makes of latents, from -1 to 1; ``frames`` is told to one that mixes frames."""
+        values = self.checkpoint.autoencoder.scaling(self.checkpoint.vae_config).to(self.dtype).values(latents.to(self.dtype))
+        mixes = "num_frames" in inspect.signature(self.vae.decode).parameters
+        arguments = {"num_frames": frames} if mixes else {}
+        decoded: Tensor = self.vae.decode(values, return_dict=False, **arguments)[0].float()
+        return decoded
 
 
 def _joined(branches: list[Conditions]) -> Conditions:

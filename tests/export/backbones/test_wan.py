@@ -28,6 +28,7 @@ from mc_export.model.injection import CanvasBackbone
 from mc_export.program.export import export_program
 from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
+from mc_export.quantize import calibration
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.prompts import encode_for_planner
 from mc_runtime.errors import CheckpointError
@@ -377,8 +378,7 @@ def metacanvas(tmp_path_factory: pytest.TempPathFactory) -> ReferencePipeline:
 @torch.inference_mode()
 def test_planner_and_step_programs_equal_the_reference(metacanvas: ReferencePipeline) -> None:
     """In-context video: the planner's engine form, then the step's, against transformers, diffusers and the connector."""
-    checkpoint, canvas = metacanvas.checkpoint, metacanvas.canvas
-    assert canvas is not None
+    checkpoint, canvas = metacanvas.checkpoint, metacanvas.checkpoint.load_canvas()  # of its own: programs change it
     assert checkpoint.config is not None
     noise, prompts = noise_of(2, 5, (64, 96)), ["a red circle", "two green triangles above a yellow square"]
     drawn = inputs((2, 2, 8, 12, 1, (3, 2, 3), 2), clips=True, seed=3)
@@ -425,3 +425,21 @@ def test_pipelines_of_two_models_are_refused(text_to_video: Stock, tmp_path: Pat
     (tmp_path / "model_index.json").write_text(json.dumps(index | {name: index["transformer"]}))
     with pytest.raises(CheckpointError, match=f"has a '{name}': .* use Wan2.2-TI2V-5B"):
         load_checkpoint(tmp_path)
+
+
+def test_calibration_draws_videos(metacanvas: ReferencePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_affordable", lambda *_: (2, 3))
+    monkeypatch.setattr(calibration, "vae_program", lambda *_: nn.Identity())
+    recorded = calibration.calibration_inputs(metacanvas.checkpoint, "step")
+    canvas = metacanvas.checkpoint.load_canvas()
+    program = StepProgram(metacanvas.checkpoint.load_backbone(canvas), 1, order=3, keyframes=3)
+    assert len(recorded) == 3
+    for feed in recorded:
+        assert set(feed) == {spec.name for spec in program.inputs}
+        assert feed["sample"].shape == (1, CHANNELS, 3, 8, 12)
+        assert feed["reference_mask"].tolist() == [[0.0]]
+
+
+def test_reference_makes_videos_of_the_canvas_size(metacanvas: ReferencePipeline) -> None:
+    result = metacanvas.generate("a red circle", frames=5, steps=2)
+    assert [clip.shape for clip in result.clips] == [(5, 64, 96, 3)]
