@@ -429,7 +429,6 @@ def test_pipelines_of_two_models_are_refused(text_to_video: Stock, tmp_path: Pat
 
 def test_calibration_draws_videos(metacanvas: ReferencePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_affordable", lambda *_: (2, 3))
-    monkeypatch.setattr(calibration, "vae_program", lambda *_: nn.Identity())
     recorded = calibration.calibration_inputs(metacanvas.checkpoint, "step")
     canvas = metacanvas.checkpoint.load_canvas()
     program = StepProgram(metacanvas.checkpoint.load_backbone(canvas), 1, order=3, keyframes=3)
