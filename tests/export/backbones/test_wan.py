@@ -239,7 +239,7 @@ def test_other_models_of_the_class_are_refused(overrides: dict[str, Any], reason
 
 
 def test_wan_is_found_by_its_class() -> None:
-    assert isinstance(backbone_of("WanTransformer3DModel"), Wan)
+    assert isinstance(backbone_of("WanTransformer3DModel", "WanPipeline"), Wan)
     assert Wan().refusal(tiny_wan(0).config) is None
     assert Wan().refusal(tiny_wan(0, clips=True).config) is None
 
