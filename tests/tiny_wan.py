@@ -80,9 +80,11 @@ def tiny_stock_wan(folder: Path, seed: int = 0, image_to_video: bool = False, sh
     return folder
 
 
-def tiny_metacanvas_wan(folder: Path, seed: int = 0, clips: bool = True) -> Path:
+def tiny_metacanvas_wan(
+    folder: Path, seed: int = 0, clips: bool = True, tasks: tuple[str, ...] = ("text-to-video",)
+) -> Path:
     """A MetaCanvas checkpoint: three keyframes of 2 x 3 tokens on 64 x 96 pixels, where the latent grid is 4 x 6 tokens."""
-    config = MetaCanvasConfig(canvas=CanvasConfig(grid=(3, 2, 3), pixels_per_token=32))
+    config = MetaCanvasConfig(tasks=tasks, canvas=CanvasConfig(grid=(3, 2, 3), pixels_per_token=32))
     canvas = CanvasModel(config, PLANNER_DIM, WIDTH, TEXT_DIM)
     randomize_projections(canvas.canvas_connector, seed)
     vae = tiny_wan_autoencoder("2.2", seed + 2)
