@@ -89,13 +89,14 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(**options: Any) -> CLIPTokenizer:
     """A CLIP tokenizer: lower case, 77 tokens, the end of text as padding, words that end in `</w>`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     merges = [("r", "e"), ("re", "d</w>"), ("c", "i"), ("ci", "r"), ("b", "l"), ("bl", "u"), ("blu", "e</w>")]
     pieces += ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, model_max_length=77)
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **options)
 
 
 def t5_tokenizer() -> T5Tokenizer:

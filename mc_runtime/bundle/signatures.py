@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
         {**_TEXT, "input_ids_2?": 2, "attention_mask_2?": 2, "select?": 1},
         {"context": 3, "pooled?": 2},
     ),
+    "image_encoder": ({"pixels": 4}, {"context": 3}),
     "step": (
         {
             "sample": 4, "history?": 5, "timestep": 1, "coefficients": 2, "guidance": 2, "context": 4, "context_mask": 3,

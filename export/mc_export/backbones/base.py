@@ -86,6 +86,8 @@ class Backbone(ABC):
         unsupported_components: parts of a pipeline that make it one this backbone cannot run, each with the reason.
         selects_rows: whether only some rows of the encoders' states become context.
         config_names_size: whether the model's configuration says what size it was made for.
+        image_encoder: the folder of the vision model whose embedding of a picture is a stock checkpoint's context; None: text.
+        encoders_share_length: whether the encoders' states lie side by side, so that all sequences must be equally long.
         latent_axes: the latents' dynamic dimensions, behind the channels.
         default_frames: pixel frames of a video when the request names none; None for pictures.
         default_fps: of a video.
@@ -107,6 +109,8 @@ class Backbone(ABC):
     unsupported_components: ClassVar[Mapping[str, str]] = MappingProxyType({})
     selects_rows: ClassVar[bool] = False
     config_names_size: ClassVar[bool] = True
+    image_encoder: ClassVar[str | None] = None
+    encoders_share_length: ClassVar[bool] = False
     latent_axes: ClassVar[tuple[str, ...]] = ("H", "W")
     default_frames: ClassVar[int | None] = None
     default_fps: ClassVar[float] = 24.0
@@ -143,9 +147,21 @@ class Backbone(ABC):
     def patch(self, config: Any) -> tuple[int, int, int]:
         """Latent cells per token along (t, h, w)."""
 
+    def size_multiple(self, config: Any) -> int:
+        """Latent height and width must be multiples of this many cells: a token's, or more where the model folds tokens."""
+        return self.patch(config)[1]
+
     @abstractmethod
     def default_latent_size(self, config: Any) -> tuple[int, int]:
         """Latent (height, width) the model was made for."""
+
+    def video_frames(self, config: Any) -> int | None:
+        """Pixel frames of a video when the request names none; None for pictures."""
+        return self.default_frames
+
+    def max_latent_frames(self, config: Any) -> int | None:
+        """The most latent frames the model has positions for; None for any number."""
+        return None
 
     @abstractmethod
     def timestep_scale(self, config: Any) -> float:
@@ -256,6 +272,10 @@ class Backbone(ABC):
 
         It survives export with dynamic sizes. Masks are right padded. Rows are not selected yet.
         """
+
+    def zeroes_empty_negative(self, pipeline: Mapping[str, Any]) -> bool:
+        """Whether zeros stand for an empty negative prompt's states; ``pipeline`` holds the options of ``model_index.json``."""
+        return False
 
     def context_rows(self, lengths: Sequence[str]) -> str:
         """Which of the encoders' lengths, by name, is the context's; the first one's unless they differ."""

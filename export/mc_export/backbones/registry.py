@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from mc_export.backbones.animatediff import AnimateDiff
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.flux import Flux, FluxKontext
 from mc_export.backbones.sana import Sana
+from mc_export.backbones.sdxl import Sdxl
+from mc_export.backbones.svd import StableVideoDiffusion
 from mc_export.backbones.wan import Wan
 
-BACKBONES: tuple[Backbone, ...] = (Sana(), Flux(), FluxKontext(), Wan())
+BACKBONES: tuple[Backbone, ...] = (Sana(), Flux(), FluxKontext(), Wan(), Sdxl(), AnimateDiff(), StableVideoDiffusion())
 
 
 def backbone_of(model_class: str, pipeline: str) -> Backbone | None:

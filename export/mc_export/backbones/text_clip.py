@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mc_export.backbones.text_masks import causal_bias
@@ -19,6 +20,36 @@ def clip_outputs(encoder: Any, input_ids: Tensor, attention_mask: Tensor, **opti
     vector is the end token's row.
     """
     return encoder(input_ids=input_ids, attention_mask=causal_bias(attention_mask), **options)
+
+
+class ClipStates(NamedTuple):
+    """`penultimate` `[B, L, D]`, before the last layer; `last` `[B, L, D]`, normalised; `pooled` `[B, P]`, projected or not."""
+
+    penultimate: Tensor
+    last: Tensor
+    pooled: Tensor
+
+
+def clip_states(encoder: Any, input_ids: Tensor) -> ClipStates:
+    """What a ``CLIPTextModel`` or ``CLIPTextModelWithProjection`` makes of padded ids ``[B, L]`` without an attention mask.
+
+    Rows of padding see what is before them, as the pipelines of Stable Diffusion have it. Layers are called one by one with a
+    causal mask made here: transformers' own does not survive export.
+    """
+    projection = getattr(encoder, "text_projection", None)
+    model = encoder if projection is None else encoder.text_model
+    hidden = model.embeddings(input_ids=input_ids)
+    order = torch.arange(input_ids.shape[1], device=input_ids.device)
+    causal = torch.where(order[:, None] >= order[None, :], 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)[None, None]
+    penultimate = hidden
+    for layer in model.encoder.layers:
+        penultimate, hidden = hidden, layer(hidden, causal)
+    last = model.final_layer_norm(hidden)
+    # The end token of an old configuration is 2, and stands for the largest id there is.
+    ends = input_ids if model.eos_token_id == 2 else input_ids == model.eos_token_id
+    end = ends.to(torch.int32).argmax(dim=-1)
+    pooled = last.gather(1, end[:, None, None].expand(-1, 1, last.shape[-1]))[:, 0]
+    return ClipStates(penultimate, last, pooled if projection is None else projection(pooled))
 
 
 def clip_tokens(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, f
     set_timesteps = checkpoint.backbone.set_timesteps(scheduler)
     dynamic = bool(scheduler.config.get("use_dynamic_shifting"))
     served = sizes.served or (sizes.default,)
-    tokens = sorted({(height // sizes.multiple) * (width // sizes.multiple) for height, width in served})
+    token = checkpoint.pixels_per_latent * checkpoint.backbone.patch(checkpoint.model_config)[1]
+    tokens = sorted({(height // token) * (width // token) for height, width in served})
     scale = checkpoint.backbone.timestep_scale(checkpoint.model_config)
     arguments: dict[str, Any] = {"max_steps": options.max_steps, "timestep_scale": scale}
     if dynamic:

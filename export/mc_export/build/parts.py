@@ -14,6 +14,7 @@ from mc_export.checkpoint.hashing import sha256_of_files
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.model.config import METACANVAS_FILE
 from mc_export.program.base import Program
+from mc_export.program.image_encoder import ImageEncoderProgram
 from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
@@ -36,7 +37,7 @@ class Limits:
 
     Attributes:
         max_batch: images at once.
-        max_tokens: tokens along the longer side of a picture.
+        max_tokens: multiples that sizes have, along the longer side of a picture: tokens, or several of them.
         max_canvas: canvas tokens along it; 1 without a canvas.
         planner_length, text_lengths: longest sequences, pictures included, one a text encoder; 0 and none where there is no
             such engine.
@@ -82,14 +83,14 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
     """
     config = checkpoint.model_config
     scale = checkpoint.pixels_per_latent
-    _, patch, _ = checkpoint.backbone.patch(config)
-    multiple = scale * patch
+    cells = checkpoint.backbone.size_multiple(config)
+    multiple = scale * cells
     rows, columns = checkpoint.default_latent_size
     native = (rows * scale, columns * scale)
-    if rows % patch or columns % patch or min(rows, columns) < _SMALLEST * patch:
+    if rows % cells or columns % cells or min(rows, columns) < _SMALLEST * cells:
         raise CheckpointError(
             f"{checkpoint.path}/{checkpoint.backbone.component}/config.json: made for {rows} x {columns} latent cells; "
-            f"sides must be multiples of {patch} from {_SMALLEST * patch} on"
+            f"sides must be multiples of {cells} from {_SMALLEST * cells} on"
         )
     smallest, largest = _SMALLEST * multiple, max(_LARGEST * max(native), _LEAST_LARGEST * multiple)
     for height, width in options.sizes:
@@ -112,10 +113,13 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
 def frames_of(checkpoint: Checkpoint) -> Frames | None:
     """The lengths of video a bundle of this checkpoint serves; None for pictures."""
     backbone, multiple = checkpoint.backbone, checkpoint.strides.time
-    if backbone.default_frames is None:
+    default = backbone.video_frames(checkpoint.model_config)
+    if default is None:
         return None
-    longest = 1 + (_LONGEST * backbone.default_frames - 1) // multiple * multiple
-    return Frames(default=backbone.default_frames, multiple=multiple, first=1, max=longest, fps=backbone.default_fps)
+    longest = 1 + (_LONGEST * default - 1) // multiple * multiple
+    if (most := backbone.max_latent_frames(checkpoint.model_config)) is not None:
+        longest = min(longest, checkpoint.strides.frames(most))
+    return Frames(default=min(default, longest), multiple=multiple, first=1, max=longest, fps=backbone.default_fps)
 
 
 def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:
@@ -149,11 +153,10 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     """
     adapter, config = checkpoint.backbone, checkpoint.model_config
     width, context_width = adapter.width(config), adapter.prepared_context_width(config)
-    _, patch, _ = adapter.patch(config)
     keyframes = checkpoint.config.canvas.grid[0] if checkpoint.config else 1
     on_planner = checkpoint.conditioning == "planner"
     reach = Reach(
-        max_batch=limits.max_batch, max_cells=limits.max_tokens * patch, max_frames=limits.max_frames,
+        max_batch=limits.max_batch, max_cells=limits.max_tokens * adapter.size_multiple(config), max_frames=limits.max_frames,
         scale_encoded=adapter.scales_encoded,
     )  # fmt: skip
 
@@ -176,6 +179,12 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
             max_lengths=limits.text_lengths, max_batch=limits.max_batch,
         )  # fmt: skip
 
+    def image_encoder() -> Program:
+        context = adapter.context_preparation(checkpoint.load_model())
+        mean, deviation = checkpoint.image_statistics
+        encoder = checkpoint.load_image_encoder()
+        return ImageEncoderProgram(encoder, mean, deviation, context, context_width, max_batch=limits.max_batch)
+
     def step() -> Program:
         canvas = None if checkpoint.is_stock else checkpoint.load_canvas()
         return StepProgram(
@@ -193,12 +202,14 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         Part("vision", (layout.PLANNER,), vision),
         Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
         Part("text_encoder", (*(encoder.model for encoder in adapter.encoders), backbone), text_encoder),
+        Part("image_encoder", (adapter.image_encoder or "", layout.FEATURE_EXTRACTOR, backbone), image_encoder),
         Part("step", (backbone, *canvas_files), step),
         *(Part(component, (layout.VAE,), partial(autoencoder, component)) for component in checkpoint.autoencoder.components),
     ]
     told_of_media = any(condition.source in ENCODED_SOURCES for condition in adapter.conditions(config))
     no_encoder = not told_of_media and "vae_encoder" not in options.engines
-    absent = {"vision": limits.vision_tokens == 0, "planner": checkpoint.is_stock, "text_encoder": on_planner}
+    absent = {kind: checkpoint.conditioning != kind for kind in ("text_encoder", "image_encoder")}
+    absent |= {"vision": limits.vision_tokens == 0, "planner": checkpoint.is_stock}
     absent |= {"vae_encoder": no_encoder, "vae_encoder_next": no_encoder}
     for component in options.engines:
         if absent.get(component):

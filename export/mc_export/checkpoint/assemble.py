@@ -25,10 +25,13 @@ _PLANNER_PATTERNS = ("config.json", "generation_config.json", "*.safetensors", "
 
 
 def default_config(pipeline: Checkpoint, conditioning: str = "planner") -> MetaCanvasConfig:
-    """One canvas token per latent token at the pipeline's own resolution, as the paper has for SANA (section 3.3)."""
+    """A canvas token per latent token at the pipeline's own resolution, as the paper has for SANA (section 3.3); of a UNet,
+    per cell of its coarsest level."""
     height, width = pipeline.backbone.default_latent_size(pipeline.model_config)
-    _, patch_h, patch_w = pipeline.backbone.patch(pipeline.model_config)
-    canvas = CanvasConfig(grid=(1, height // patch_h, width // patch_w), pixels_per_token=pipeline.pixels_per_latent * patch_h)
+    cells = pipeline.backbone.size_multiple(pipeline.model_config)
+    keyframes = 3 if "T" in pipeline.backbone.latent_axes else 1  # Table 6
+    grid = (keyframes, height // cells, width // cells)
+    canvas = CanvasConfig(grid=grid, pixels_per_token=pipeline.pixels_per_latent * cells)
     return MetaCanvasConfig.model_validate({"conditioning": conditioning, "canvas": canvas.model_dump()})
 
 
@@ -91,6 +94,7 @@ def _copy_pipeline(stock: Checkpoint, stage: Path, *, keep_text_encoder: bool) -
     """The pipeline's folders and its index, without the text encoder where the planner takes its place."""
     encoders = () if keep_text_encoder else stock.backbone.encoders
     dropped = {folder for encoder in encoders for folder in (encoder.model, encoder.tokenizer)}
+    dropped |= {stock.backbone.image_encoder, layout.FEATURE_EXTRACTOR} if stock.backbone.image_encoder else set()
     index = read_json(stock.path / layout.MODEL_INDEX)
     for name in stock.index:
         if name in dropped:

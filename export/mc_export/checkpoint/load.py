@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ class Checkpoint:
         index: ``model_index.json``: component to (library, class).
         backbone: the kind of its diffusion backbone.
         config: ``metacanvas.json``, or None for a stock pipeline.
+        options: the rest of ``model_index.json``: the pipeline's own configuration.
     """
 
     path: Path
     index: dict[str, tuple[str, str]]
     backbone: Backbone
     config: MetaCanvasConfig | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_stock(self) -> bool:
@@ -50,8 +53,15 @@ class Checkpoint:
 
     @property
     def conditioning(self) -> str:
-        """Where the backbone's context comes from: ``planner`` or ``text_encoder``."""
-        return self.config.conditioning if self.config else "text_encoder"
+        """Where the backbone's context comes from: ``planner``, or its own encoder: ``text_encoder`` or ``image_encoder``."""
+        if self.config is not None and self.config.conditioning == "planner":
+            return "planner"
+        return "text_encoder" if self.backbone.image_encoder is None else "image_encoder"
+
+    @property
+    def zeroes_empty_negative(self) -> bool:
+        """Whether zeros stand for an empty negative prompt's context and pooled vector."""
+        return self.conditioning != "planner" and self.backbone.zeroes_empty_negative(self.options)
 
     @property
     def canvas_widths(self) -> tuple[int, int, int | None]:
@@ -91,6 +101,26 @@ class Checkpoint:
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> list[nn.Module]:
         """The text encoders that the checkpoint kept, in the order of the backbone's."""
         return [load_component(self.path, encoder.model, self.index, dtype) for encoder in self.backbone.encoders]
+
+    def load_image_encoder(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The vision model whose embedding of a picture is a stock checkpoint's context."""
+        assert self.backbone.image_encoder is not None
+        return load_component(self.path, self.backbone.image_encoder, self.index, dtype)
+
+    @property
+    def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels that its pictures are normalised with.
+
+        Raises:
+            CheckpointError: its image processor does not say them.
+        """
+        file = self.path / layout.FEATURE_EXTRACTOR / layout.IMAGE_SETTINGS
+        settings = read_json(file)
+        mean, deviation = (settings.get(key) for key in ("image_mean", "image_std"))
+        for key, numbers in (("image_mean", mean), ("image_std", deviation)):
+            if not isinstance(numbers, list) or len(numbers) != 3 or not all(isinstance(each, int | float) for each in numbers):
+                raise CheckpointError(f"{file}: {key} must be three numbers")
+        return tuple(map(float, mean)), tuple(map(float, deviation))
 
     def load_tokenizers(self) -> list[Any]:
         """Their tokenizers, fast."""
@@ -248,7 +278,8 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{index_file}: no supported backbone among {sorted(index)} of {pipeline}; supported classes: {known}"
         )
-    checkpoint = Checkpoint(path, index, backbones[0], _metacanvas(path))
+    options = {name: value for name, value in raw.items() if not name.startswith("_") and name not in index}
+    checkpoint = Checkpoint(path, index, backbones[0], _metacanvas(path), options)
     _check_parts(checkpoint)
     return checkpoint
 
@@ -301,6 +332,8 @@ def _check_parts(checkpoint: Checkpoint) -> None:
     if checkpoint.conditioning == "text_encoder":
         for encoder in checkpoint.backbone.encoders:
             needed += [f"{encoder.model}/config.json", f"{encoder.tokenizer}/tokenizer_config.json"]
+    if checkpoint.conditioning == "image_encoder":
+        needed += [f"{checkpoint.backbone.image_encoder}/config.json", f"{layout.FEATURE_EXTRACTOR}/{layout.IMAGE_SETTINGS}"]
     if not checkpoint.is_stock:
         needed += [f"{layout.PLANNER}/config.json", f"{layout.PROCESSOR}/tokenizer_config.json", layout.CANVAS_WEIGHTS]
     for name in (checkpoint.backbone.component, layout.VAE, layout.SCHEDULER):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram, export
+from torch.overrides import TorchFunctionMode
 
 from mc_export.program.base import Program
 from mc_runtime.bundle.dimensions import factor_and_name
@@ -26,7 +27,7 @@ def export_program(program: Program) -> ExportedProgram:
     program.eval()
     inputs = program.example(program.example_extents)
     try:
-        with _quiet(), _explicit_signature(program), torch.no_grad():
+        with _quiet(), _explicit_signature(program), _RepeatsAsExpansions(), torch.no_grad():
             exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
     except Exception as error:  # whatever the tracer raises means the same: this model has no export
         reason = " ".join(str(error).split())[:500]
@@ -70,6 +71,25 @@ def _explicit_signature(program: Program) -> Iterator[None]:
         yield
     finally:
         del program.forward
+
+
+class _RepeatsAsExpansions(TorchFunctionMode):
+    """Says `repeat_interleave(n)` as an expansion while tracing: of the former, the ONNX exporter gets a symbolic n wrong."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.repeat_interleave, torch.repeat_interleave):
+            rows, repeats, dim = (*args, *(kwargs[name] for name in ("repeats", "dim") if name in kwargs), None)[:3]
+            if isinstance(repeats, int | torch.SymInt) and isinstance(dim, int):
+                dim %= rows.ndim
+                sizes = [-1] * rows.ndim
+                sizes.insert(dim + 1, repeats)  # type: ignore[arg-type]
+                repeated = rows.unsqueeze(dim + 1).expand(*sizes).flatten(dim, dim + 1)
+                # A copy of its own: of a view's strides, the exporter would ask what it cannot prove for every n.
+                return repeated.clone(memory_format=torch.contiguous_format)
+        return func(*args, **kwargs)
 
 
 def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -27,7 +28,7 @@ class StepProgram(Program):
         context_dim: width of the prepared context.
         order: of the sampler: how many samples, and as many predictions, the next one is made of.
         max_batch: the largest batch.
-        max_tokens: the largest extent along height and width, in tokens.
+        max_tokens: the largest extent along height and width, in multiples that sizes have (`Backbone.size_multiple`).
         max_length: the longest context.
         max_canvas: the largest canvas extent along height and width.
         max_frames: the most latent frames of a video.
@@ -93,13 +94,14 @@ class StepProgram(Program):
         if history:
             outputs.append(float_tensor("next_history", "B", history, *latent[1:]))
         self.outputs = tuple(outputs)
-        _, patch_h, patch_w = adapter.patch(config)
+        multiple = adapter.size_multiple(config)
+        longest = min(max(8, max_frames), adapter.max_latent_frames(config) or sys.maxsize)
         axes = [
             Axis("B", 1, max(2, max_batch), 2),
             Axis("G", 1, max(2, adapter.guidance_branches), max(2, adapter.guidance_branches)),
-            *([Axis("T", 1, max(8, max_frames), 3)] if "T" in latent else []),
-            Axis("H", 2 * patch_h, max(10, max_tokens) * patch_h, 6 * patch_h, patch_h),
-            Axis("W", 2 * patch_w, max(10, max_tokens) * patch_w, 5 * patch_w, patch_w),
+            *([Axis("T", 1, longest, 3)] if "T" in latent else []),
+            Axis("H", 2 * multiple, max(10, max_tokens) * multiple, 6 * multiple, multiple),
+            Axis("W", 2 * multiple, max(10, max_tokens) * multiple, 5 * multiple, multiple),
             Axis("L", 1, max(16, max_length), 7),
             *adapter.condition_axes(config, max(10, max_tokens)),
         ]

@@ -46,11 +46,12 @@ class TextEncoderProgram(Program):
         self.context = context
         lengths = [max(16, length) for length in max_lengths or [4096] * len(encoders)]
         self.suffixes = ["", *(f"_{index}" for index in range(2, len(encoders) + 1))]
+        own = [f"L{suffix.lstrip('_')}" for suffix in self.suffixes]
+        self.lengths = ["L"] * len(own) if backbone.encoders_share_length else own
         inputs = []
-        for suffix in self.suffixes:
-            axis = f"L{suffix.lstrip('_')}"
+        for suffix, axis in zip(self.suffixes, self.lengths, strict=True):
             inputs += [int_tensor(f"input_ids{suffix}", "B", axis), int_tensor(f"attention_mask{suffix}", "B", axis)]
-        rows = backbone.context_rows(["L", *(f"L{index}" for index in range(2, len(encoders) + 1))])
+        rows = backbone.context_rows(self.lengths)
         if backbone.selects_rows:
             inputs.append(int_tensor("select", "S"))
             rows = "S"
@@ -60,10 +61,7 @@ class TextEncoderProgram(Program):
             outputs.append(float_tensor("pooled", "B", pooled_dim))
         self.outputs = tuple(outputs)
         axes = [Axis("B", 1, max(2, max_batch), 2)]
-        axes += [
-            Axis(f"L{suffix.lstrip('_')}", 1, length, 9 + index)
-            for index, (suffix, length) in enumerate(zip(self.suffixes, lengths, strict=True))
-        ]
+        axes += [Axis(*own, 9 + index) for index, own in enumerate(zip(self.lengths, [1] * len(lengths), lengths, strict=True))]
         if backbone.selects_rows:
             axes.append(Axis("S", 1, lengths[0], 5))
         self.axes = {axis.name: axis for axis in axes}
@@ -87,9 +85,8 @@ class TextEncoderProgram(Program):
         """Random ids; rows of different lengths; the last rows are selected."""
         generator = torch.Generator().manual_seed(seed)
         inputs: dict[str, Tensor] = {}
-        for suffix, encoder in zip(self.suffixes, self.encoders, strict=True):
-            length = extents[f"L{suffix.lstrip('_')}"]
-            mask = right_padded_mask(extents["B"], length)
+        for suffix, axis, encoder in zip(self.suffixes, self.lengths, self.encoders, strict=True):
+            mask = right_padded_mask(extents["B"], extents[axis])
             ids = torch.randint(3, encoder.config.vocab_size, tuple(mask.shape), generator=generator)
             inputs |= {f"input_ids{suffix}": ids * mask, f"attention_mask{suffix}": mask}
         if self.backbone.selects_rows:

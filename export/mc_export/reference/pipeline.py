@@ -155,6 +155,8 @@ class ReferencePipeline:
             states = self.checkpoint.backbone.encode_text(self.text_encoders, tokens.input_ids, tokens.attention_masks)
             context = states.context if tokens.select is None else states.context[:, tokens.select]
             mask, pooled = tokens.context_mask, states.pooled
+            if negative and not any(prompts) and self.checkpoint.zeroes_empty_negative:
+                context, pooled = torch.zeros_like(context), None if pooled is None else torch.zeros_like(pooled)
         assert context is not None
         assert mask is not None
         return Conditions(context, mask, plan, pooled)
@@ -171,6 +173,8 @@ class ReferencePipeline:
         shared = {name: rows for name, rows in (told or {}).items() if name not in own}
         every = {name: torch.cat([rows] * len(branches)) for name, rows in shared.items()}
         every |= {name: (told or {})[name].transpose(0, 1).flatten(0, 1) for name in own & set(told or {})}
+        ramp = self.checkpoint.backbone.guidance_ramp_from
+        scales = torch.tensor(scale) if ramp is None else torch.linspace(ramp, scale, noise.shape[2])[:, None, None]
         scheduler = self.checkpoint.load_scheduler()
         set_timesteps = adapter.set_timesteps(scheduler) or plain_timesteps
         set_timesteps(scheduler, steps, math.prod(noise.shape[2:]) // math.prod(adapter.patch(config)))
@@ -183,7 +187,7 @@ class ReferencePipeline:
             prediction = self._predict(torch.cat([model_input] * len(branches)), when, joined, every)
             if len(branches) == 2:
                 conditional, unconditional = prediction.chunk(2)
-                prediction = unconditional + scale * (conditional - unconditional)
+                prediction = unconditional + scales * (conditional - unconditional)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
             latents = adapter.settled(latents, **shared)
         return latents

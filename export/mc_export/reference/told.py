@@ -18,8 +18,9 @@ def latent_extents(checkpoint: Checkpoint, size: tuple[int, int], frames: int | 
     """Sizes of the latents' axes for (height, width) in pixels and, for a video, its pixel frames."""
     scale, backbone = checkpoint.pixels_per_latent, checkpoint.backbone
     extents = {"H": size[0] // scale, "W": size[1] // scale}
-    if backbone.default_frames is not None:
-        extents["T"] = checkpoint.strides.latent_frames(frames or backbone.default_frames)
+    default = backbone.video_frames(checkpoint.model_config)
+    if default is not None:
+        extents["T"] = checkpoint.strides.latent_frames(frames or default)
     return extents
 
 
