@@ -118,7 +118,7 @@ def plain_prediction(
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The step with a canvas; `tests/integration` has it without one."""
+    """The step with a canvas."""
     connector, model = CanvasConnector(PLANNER_DIM, UNET_DIM).eval(), tiny_sdxl(seed=2, transformer_layers_per_block=1)
     randomize_projections(connector, seed=3)
     width = Sdxl().prepared_context_width(model.config)
