@@ -176,13 +176,15 @@ class Guidance:
     """Default scale, and how many branches the step engine weighs.
 
     `embedded`: the model takes the scale as an input. `ramp_from`: the scale of a video's first frame, which rises to the
-    request's at its last. With one branch and neither, the model takes no guidance.
+    request's at its last. With one branch and neither, the model takes no guidance. `zero_negative`: zeros stand for the
+    states of an empty negative prompt.
     """
 
     default: float
     branches: int
     embedded: bool = False
     ramp_from: float | None = None
+    zero_negative: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.branches <= 3:
@@ -361,7 +363,7 @@ class Manifest:
             raise ValueError(f"engines.{self.conditioning}.outputs: 'context' is missing")
         if self.sizes.multiple % (self.latents.scale * self.latents.patch):
             raise ValueError("sizes.multiple: is no multiple of latents.scale * latents.patch")
-        if getattr(self.prompting, self.conditioning) is None:
+        if self.conditioning != "image_encoder" and getattr(self.prompting, self.conditioning) is None:
             raise ValueError(f"prompting: {self.conditioning!r} gives the context and has no prompting")
         if self.canvas is not None and self.prompting.planner is None:
             raise ValueError("prompting: 'planner' draws the canvas and has no prompting")

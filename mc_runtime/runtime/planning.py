@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.arrays import load_arrays
@@ -29,14 +31,16 @@ CACHE_BYTES = 256 * 2**20
 class EncodedPrompt:
     """One text's token ids, for every model of every engine that reads text.
 
-    `context` is of the model whose rows become the context; `is_empty_negative` may be served by the stored plan; `seen` are
-    the pictures and clips that the planner reads with it.
+    `context` is of the model whose rows become the context, None where a picture's embedding does; `is_empty_negative` may be
+    served by the stored plan; `seen` are the pictures and clips that the planner reads with it; `picture` f32 `[h, w, 3]` is
+    what the image encoder embeds.
     """
 
     by_engine: Mapping[Component, tuple[Encoded, ...]]
-    context: Encoded
+    context: Encoded | None
     is_empty_negative: bool
     seen: tuple[Seen, ...] = ()
+    picture: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Planning:
     def components(self, texts: Iterable[EncodedPrompt]) -> tuple[Component, ...]:
         """The engines that plans of these texts need."""
         vision = ("vision",) if any(text.seen for text in texts) else ()
-        return (*vision, *self._prompters)
+        encoder = ("image_encoder",) if self._bundle.manifest.conditioning == "image_encoder" else ()
+        return (*vision, *encoder, *self._prompters)
 
     def look(self, media: Sequence[Media]) -> tuple[Seen, ...]:
         """Pictures and clips, resized and counted, for `encode`; none where there is no planner that sees.
@@ -84,7 +89,9 @@ class Planning:
         spec = self._bundle.manifest.prompting.planner
         return look_at(media, spec.vision) if spec and spec.vision else ()
 
-    def encode(self, text: str, *, negative: bool = False, seen: Sequence[Seen] = ()) -> EncodedPrompt:
+    def encode(
+        self, text: str, *, negative: bool = False, seen: Sequence[Seen] = (), picture: Array | None = None
+    ) -> EncodedPrompt:
         """Token ids of a text, for the planner behind what `look` saw. Raises RequestError where it is too long."""
         encoded = {
             name: tuple(
@@ -93,16 +100,19 @@ class Planning:
             for name, prompters in self._prompters.items()
         }
         conditioning = self._bundle.manifest.conditioning
+        empty = negative and not text and not seen
+        if conditioning == "image_encoder":
+            return EncodedPrompt(encoded, None, negative, tuple(seen), picture)
         of_context = zip(self._prompters[conditioning], encoded[conditioning], strict=True)
         context = next(found for prompter, found in of_context if prompter.spec.gives_context)
-        return EncodedPrompt(encoded, context, is_empty_negative=negative and not text and not seen, seen=tuple(seen))
+        return EncodedPrompt(encoded, context, empty, tuple(seen))
 
     def rows(self, prompt: EncodedPrompt, size: tuple[int, int]) -> int:
         """How many context rows the branch of this text will have."""
         stored = self._stored(self.grid(size)) if prompt.is_empty_negative else None
         if stored is not None:
             return len(stored.context)
-        return _last_row(prompt.context)
+        return 1 if prompt.context is None else _last_row(prompt.context)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int, int] | None:
         """The canvas grid of a picture of (height, width) pixels; None for a stock pipeline."""
@@ -116,11 +126,40 @@ class Planning:
         stored = self._stored(grid) if prompt.is_empty_negative else None
         if stored is not None:
             return stored
-        outputs = {name: self._outputs(name, prompt, grid, clock) for name in prompt.by_engine}
-        given = outputs[manifest.conditioning]
-        mask, rows = prompt.context.context_mask[0], _last_row(prompt.context)
+        zeros = prompt.is_empty_negative and manifest.guidance.zero_negative
+        needed = [name for name in prompt.by_engine if name == "planner" or not zeros]
+        outputs = {name: self._outputs(name, prompt, grid, clock) for name in needed}
         canvas = outputs["planner"]["canvas"] if grid else None
+        mask = np.ones(1, np.int64) if prompt.context is None else prompt.context.context_mask[0]
+        rows = self.rows(prompt, size)
+        if zeros:
+            return self._zeros(mask[:rows], canvas)
+        given = self._embedded(prompt.picture, clock) if prompt.context is None else outputs[manifest.conditioning]
         return Branch(given["context"][:rows], mask[:rows], canvas, given.get("pooled"))
+
+    def _zeros(self, mask: NDArray[np.int64], canvas: Array | None) -> Branch:
+        """Zeros as wide as the step engine takes context and pooled vector."""
+        step = self._bundle.manifest.engines["step"]
+        pooled = step.input("pooled")
+        return Branch(
+            np.zeros((len(mask), fixed(step, "context", 3) or 0), np.float32),
+            mask,
+            canvas,
+            np.zeros(fixed(step, "pooled", 2) or 0, np.float32) if pooled else None,
+        )
+
+    def _embedded(self, picture: Array | None, clock: EngineClock) -> dict[str, Array]:
+        """What the image encoder makes of a picture, kept by content."""
+        assert picture is not None, "the request's task gives a picture"
+        engine = self._engines.get("image_encoder")
+        rows = np.repeat(picture[None], fixed(engine.spec, "pixels", 0) or 1, axis=0)
+        key = (self._bundle.digest, "image_encoder", picture.shape, hashlib.sha256(picture.tobytes()).digest())
+
+        def run() -> _Outputs:
+            return _Outputs({name: np.array(array[0]) for name, array in engine.run({"pixels": rows}, clock).items()})
+
+        outputs: _Outputs = self._cache.get_or_make(key, run)
+        return outputs.arrays
 
     def _stored(self, grid: tuple[int, int, int] | None) -> Branch | None:
         """The empty prompt's branch from the bundle, where it has one for this grid."""

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Settings
@@ -229,7 +230,9 @@ class Runtime:
         """
         clip = request.clip
         seen = self._planning.look((*request.pictures, *([] if clip is None else [clip])))
-        encode = partial(self._planning.encode, seen=seen)
+        picture = request.pictures[0] if self.manifest.conditioning == "image_encoder" and request.pictures else None
+        pixels = None if picture is None else np.asarray(picture, np.float32) / np.float32(255)
+        encode = partial(self._planning.encode, seen=seen, picture=pixels)
         pairs = zip(request.prompts, request.negative_prompts, strict=True)
         if not request.uses_guidance:
             return [[encode(prompt)] for prompt, _ in pairs]

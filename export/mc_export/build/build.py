@@ -36,6 +36,7 @@ from mc_runtime.bundle.manifest import (
 from mc_runtime.bundle.manifest import Checkpoint as Origin
 from mc_runtime.bundle.store import describe_files, open_bundle, write_manifest
 from mc_runtime.errors import BundleError
+from mc_runtime.tasks.registry import default_request
 
 ENGINES = "engines"
 
@@ -132,6 +133,8 @@ def _fill(
         reports.append(report)
     log.enter(BUNDLE, State.WRITING)
     manifest = _manifest(stage, checkpoint, options, sizes, prompting, sampler, engines)
+    if default_request(manifest, prompt="") is None:
+        return manifest, tuple(reports)  # a plan of these tasks has a picture or a video in it
     write_empty_plan(stage, manifest, [*keys, *(file.sha256 for file in manifest.files.values())], options.force)
     return replace(manifest, empty_plan=EMPTY_PLAN_FILE, files=describe_files(stage)), tuple(reports)
 
