@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ class Checkpoint:
         return self.config is None
 
     @property
-    def conditioning(self) -> str:
+    def conditioning(self) -> Literal["planner", "text_encoder", "image_encoder"]:
         """Where the backbone's context comes from: ``planner``, or its own encoder: ``text_encoder`` or ``image_encoder``."""
         if self.config is not None and self.config.conditioning == "planner":
             return "planner"
