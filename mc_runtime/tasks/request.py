@@ -79,11 +79,14 @@ class Request:
         side = checks.checked_size(manifest.sizes, size)
         results = len(prompts) * count
         scale = checks.checked_guidance(manifest, guidance_scale)
+        negatives = checks.one_each(checks.checked_prompts(negative_prompt, "negative_prompt"), len(prompts))
+        if any(negatives) and manifest.guidance.branches == 1:
+            raise RequestError("this bundle's model takes no negative prompt; leave negative_prompt out")
         fields = cls.own_fields(manifest, **own)
         shape = latent_shape(manifest, side, fields.get("frames"))
         return cls(
             prompts=prompts,
-            negative_prompts=checks.one_each(checks.checked_prompts(negative_prompt, "negative_prompt"), len(prompts)),
+            negative_prompts=negatives,
             num_images=count,
             steps=checks.whole_number("steps", manifest.steps.default if steps is None else steps, 1, manifest.steps.max),
             guidance_scale=scale,

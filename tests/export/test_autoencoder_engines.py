@@ -63,6 +63,7 @@ def engine_of(program: Program, graph: OnnxFile, target: str, precision: Precisi
     return spec, files
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "precision", "tolerance"), TARGETS)
 @pytest.mark.parametrize("kind", ENGINES)
@@ -76,6 +77,7 @@ def test_engines_equal_their_modules(
         assert error.relative_l2 > 0
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_a_clip_through_engines_equals_diffusers(target: str, folder: Path, tmp_path: Path) -> None:

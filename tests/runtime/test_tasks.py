@@ -118,6 +118,8 @@ def test_a_scale_that_the_model_is_told_makes_no_branch(manifest: Manifest) -> N
     assert request.guidance_scale == 7
     assert request.branch_weights.tolist() == [1]
     assert not request.uses_guidance
+    with pytest.raises(RequestError, match="takes no negative prompt"):
+        request_for(embedded, prompt="a", negative_prompt="blurry")
 
 
 def test_default_request_is_of_a_task_that_needs_no_input(manifest: Manifest, tmp_path: Path) -> None:

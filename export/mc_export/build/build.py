@@ -211,13 +211,7 @@ def _manifest(
         frames=frames_of(checkpoint),
         sizes=sizes,
         max_batch=options.max_batch,
-        guidance=Guidance(
-            default=adapter.default_guidance,
-            branches=adapter.guidance_branches,
-            embedded=adapter.embeds_guidance,
-            ramp_from=adapter.guidance_ramp_from,
-            zero_negative=checkpoint.zeroes_empty_negative,
-        ),
+        guidance=_guidance(checkpoint),
         reference_sizes=adapter.reference_sizes(config),
         conditions={condition.name: condition.source for condition in adapter.conditions(config)},
         steps=Steps(default=min(adapter.default_steps, options.max_steps), max=options.max_steps),
@@ -231,6 +225,20 @@ def _manifest(
             for name, engine in engines.items()
             if engine.error
         },
+    )
+
+
+def _guidance(checkpoint: Checkpoint) -> Guidance:
+    """How the model is guided: by weighing branches, by being told the scale, or (a distilled one) not at all."""
+    adapter = checkpoint.backbone
+    told = any(condition.source == "guidance_scale" for condition in adapter.conditions(checkpoint.model_config))
+    branches = 1 if adapter.embeds_guidance else adapter.guidance_branches
+    return Guidance(
+        default=adapter.default_guidance if told or branches > 1 else 1.0,
+        branches=branches,
+        embedded=told,
+        ramp_from=adapter.guidance_ramp_from,
+        zero_negative=checkpoint.zeroes_empty_negative,
     )
 
 

@@ -207,6 +207,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
     return export
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "precision", "tolerance"),
@@ -232,6 +233,7 @@ def test_engines_equal_their_programs(
     assert error.relative_l2 > 0, "an exact match of floats means that nothing was compared"
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 def test_nothing_of_the_step_depends_on_the_context_alone(exported: Callable[[str], Exported]) -> None:
     operators = exported("schnell")[1].operators()

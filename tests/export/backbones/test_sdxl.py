@@ -126,6 +126,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return Graph(program, tmp_path_factory.mktemp("graphs") / "step.onnx")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "extents",
     [{"B": 1, "G": 2, "H": 6, "W": 14, "L": 5, "h": 3, "w": 2}, {"B": 3, "G": 1, "H": 10, "W": 6, "L": 77, "h": 2, "w": 5}],
@@ -134,6 +135,7 @@ def test_the_step_in_onnxruntime(graph: Graph, extents: dict[str, int]) -> None:
     assert graph.onnxruntime_error(extents) <= 2e-5
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("hint", "tolerance"), [("f32", 1e-4), ("bf16", 0.05)])
 def test_the_step_in_openvino(graph: Graph, hint: str, tolerance: float) -> None:
     extents = {"B": 1, "G": 2, "H": 10, "W": 14, "L": 9, "h": 3, "w": 4}

@@ -141,6 +141,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return Graph(program, tmp_path_factory.mktemp("graphs") / "step.onnx")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "extents",
     [
@@ -152,6 +153,7 @@ def test_the_step_in_onnxruntime(graph: Graph, extents: dict[str, int]) -> None:
     assert graph.onnxruntime_error(extents) <= 2e-5
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("hint", "tolerance"), [("f32", 1e-4), ("bf16", 0.05)])
 def test_the_step_in_openvino(graph: Graph, hint: str, tolerance: float) -> None:
     extents = {"B": 1, "G": 2, "T": 4, "H": 10, "W": 14, "L": 1, "h": 3, "w": 4}

@@ -175,6 +175,7 @@ def fed(program: StepProgram, frames: int, seed: int) -> dict[str, Tensor]:
     return feed
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_onnxruntime_equals_torch(exported: tuple[StepProgram, OnnxFile], frames: int) -> None:
     program, graph = exported
@@ -186,6 +187,7 @@ def test_onnxruntime_equals_torch(exported: tuple[StepProgram, OnnxFile], frames
         assert error <= 2e-5, f"{name}: relative L2 {error:.1e}"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 5e-2)])
 def test_openvino_equals_torch(exported: tuple[StepProgram, OnnxFile], precision: str, tolerance: float) -> None:
     openvino = pytest.importorskip("openvino")
