@@ -5,6 +5,8 @@ python -m mc_export.backbones.support > docs/support.md
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.registry import BACKBONES
 from mc_export.build.options import PRECISIONS
@@ -67,7 +69,7 @@ def _guidance(backbone: Backbone) -> str:
     return f"{backbone.guidance_branches} branches" + ("" if ramp is None else f", from {ramp:g} at the first frame on")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
