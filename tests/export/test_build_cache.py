@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,17 @@ def test_the_key_covers_facts_sources_and_libraries(monkeypatch: pytest.MonkeyPa
     changed = cache.content_key({"weights": "1", "limits": {"max_batch": 1}})
     monkeypatch.setattr(cache, "source_version", lambda: "another")
     assert len({key, changed, cache.content_key({"weights": "1", "limits": {"max_batch": 1}})}) == 3
+
+
+@pytest.mark.parametrize("changed", ["reference/pipeline.py", "checkpoint/load.py", "rewrites/kernels.py"])
+def test_every_source_of_ours_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before = cache.source_version.__wrapped__()
+    copy = tmp_path / "mc_export"
+    shutil.copytree(cache.mc_export.__path__[0], copy)
+    monkeypatch.setattr(cache.mc_export, "__path__", [str(copy)])
+    assert cache.source_version.__wrapped__() == before
+    (copy / changed).write_text("# another\n")
+    assert cache.source_version.__wrapped__() != before
 
 
 @pytest.mark.parametrize(

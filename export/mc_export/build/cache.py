@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mc_export
+import mc_kernels
 from mc_runtime.bundle.atomic import staged_directory, sweep
 from mc_runtime.cache import cache_root
 from mc_runtime.errors import OutputError
@@ -19,11 +20,6 @@ from mc_runtime.machine import this_machine
 
 ENTRY_FILE = "entry.json"
 _MEND = " (this is the cache: MC_RUNTIME_CACHE may name another folder for it)"
-# Everything of ours that decides what an engine computes.
-_SOURCES = (
-    "autoencoders", "backbones", "lower", "model", "program", "quantize", "rewrites", "sampler",
-    "prompting.py", "tokenizers.py",
-)  # fmt: skip
 _LIBRARIES = (
     "diffusers", "nncf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "openvino", "peft", "torch", "transformers",
     "triton",
@@ -52,12 +48,13 @@ def content_key(facts: Mapping[str, Any]) -> str:
 
 @cache
 def source_version() -> str:
-    """A sha256 over the sources that decide what an engine computes."""
-    root = Path(mc_export.__file__).parent
-    files = [path for name in _SOURCES for path in ((root / name).rglob("*.py") if (root / name).is_dir() else [root / name])]
+    """A sha256 over our sources: whatever of them is loaded, calibrated with or traced decides what an engine computes."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in files if path.is_file()):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    for package in (mc_export, mc_kernels):
+        root = Path(package.__path__[0])
+        for file in sorted(root.rglob("*.py")):
+            digest.update(f"{package.__name__}/{file.relative_to(root).as_posix()}".encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
