@@ -13,10 +13,12 @@ import numpy as np
 
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.manifest import ConditionSource, Manifest
+from mc_runtime.errors import RequestError
 from mc_runtime.runtime.batch import guidance_dimension
 from mc_runtime.runtime.encoding import Encoding, reference_size
-from mc_runtime.runtime.engines import EngineClock, Engines
+from mc_runtime.runtime.engines import Engines
 from mc_runtime.runtime.plan import Branch
+from mc_runtime.runtime.work import Work
 from mc_runtime.sampling.noise import further_noise
 from mc_runtime.tasks.image_to_video import ImageToVideo
 from mc_runtime.tasks.in_context_video import InContextVideo
@@ -57,10 +59,10 @@ class Conditions:
         self._encoding = Encoding(manifest, engines)
 
     def of_batch(
-        self, request: Request, branches: Sequence[Sequence[Branch]], seeds: Sequence[int], clock: EngineClock
+        self, request: Request, branches: Sequence[Sequence[Branch]], seeds: Sequence[int], work: Work
     ) -> dict[str, Array]:
         """Named arrays `[results, ...]`, or `[results, branches, ...]` where every branch has its own."""
-        told = Told(self._manifest, request, branches, seeds, self._encoding.encoder(clock))
+        told = Told(self._manifest, request, branches, seeds, self._encoding.encoder(work))
         step = self._manifest.engines["step"]
         filled = {}
         for name, source in self._manifest.conditions.items():
@@ -110,7 +112,8 @@ def _size_ids(told: Told) -> Array:
 def _motion_ids(told: Told) -> Array:
     """Frames a second less one, motion bucket, noise augmentation, as Stable Video Diffusion counts them."""
     request = told.request
-    assert isinstance(request, ImageToVideo)
+    if not isinstance(request, ImageToVideo):
+        raise RequestError(f"{request.task} says nothing of motion, which this bundle's model is told; ask for image-to-video")
     return told.each([request.fps - 1, request.motion_bucket, request.noise_augmentation])
 
 
@@ -119,6 +122,8 @@ def _image_latents(told: Told) -> Array:
     from mc_runtime.media.fit import fit
 
     request = told.request
+    if not request.pictures:
+        raise RequestError(f"{request.task} gives no picture, which this bundle's model needs; ask for image-to-video")
     pixels = fit(request.pictures[0], request.size)[0]
     strength = request.noise_augmentation if isinstance(request, ImageToVideo) else 0.0
     if strength == 0:

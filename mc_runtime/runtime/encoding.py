@@ -11,8 +11,9 @@ import numpy as np
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.runtime.clips import Codec, encode_clip
-from mc_runtime.runtime.engines import EngineClock, Engines, fixed
+from mc_runtime.runtime.engines import Engines, fixed
 from mc_runtime.runtime.plan import ContentCache
+from mc_runtime.runtime.work import Work
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,36 +30,27 @@ class Encoding:
         #: The engines it needs.
         self.components = tuple(name for name in ("vae_encoder", "vae_encoder_next") if name in manifest.engines)
 
-    def encoder(self, clock: EngineClock) -> Callable[[Array], Array]:
+    def encoder(self, work: Work) -> Callable[[Array], Array]:
         """Pixels f32 in [0, 1] to latents: `[h, w, 3]` to `[C, H, W]`, and a clip's `[F, h, w, 3]` to `[C, T, H, W]`."""
 
         def encode(pixels: Array) -> Array:
             key = (pixels.shape, hashlib.sha256(pixels.tobytes()).digest())
             run = self._picture if pixels.ndim == 3 else self._clip
-            latents: Array = self._cache.get_or_make(key, lambda: run(pixels, clock))
+            latents: Array = self._cache.get_or_make(key, lambda: run(pixels, work))
             return latents
 
         return encode
 
-    def _picture(self, pixels: Array, clock: EngineClock) -> Array:
+    def _picture(self, pixels: Array, work: Work) -> Array:
+        work.stop_if_cancelled()
         encoder = self._engines.get("vae_encoder")
         rows = np.repeat(pixels[None], fixed(encoder.spec, "pixels", 0) or 1, axis=0)
-        return np.array(encoder.run({"pixels": np.ascontiguousarray(rows, np.float32)}, clock)["latents"][0])
+        return np.array(encoder.run({"pixels": np.ascontiguousarray(rows, np.float32)}, work.clock)["latents"][0])
 
-    def _clip(self, pixels: Array, clock: EngineClock) -> Array:
+    def _clip(self, pixels: Array, work: Work) -> Array:
         codec = Codec(*(self._engines.get(name) for name in self.components))
         frames = (np.ascontiguousarray(frame[None], np.float32) for frame in pixels)
-        return np.array(encode_clip(codec, frames, clock, _NoWatch())[0])
-
-
-class _NoWatch:
-    """Nobody looks on."""
-
-    def before_chunk(self) -> None:
-        """See `clips.ChunkWatch`."""
-
-    def after_chunk(self, frames: int, seconds: float) -> None:
-        """See `clips.ChunkWatch`."""
+        return np.array(encode_clip(codec, frames, work.clock, work)[0])
 
 
 def reference_size(manifest: Manifest, picture: Image.Image) -> tuple[int, int]:

@@ -91,7 +91,7 @@ class Rendering:
         conditions = {}
         if self._manifest.conditions:
             with work.stopwatch.stage("encode"):
-                conditions = self._conditions.of_batch(request, branches, request.seeds[batch.start : batch.stop], work.clock)
+                conditions = self._conditions.of_batch(request, branches, request.seeds[batch.start : batch.stop], work)
         with work.stopwatch.stage("denoise"):
             noise = _noise(request, batch) * np.float32(schedule.init_noise_sigma)
             return denoise(step, step_batch(step.spec, noise, branches, weights, conditions), schedule, work.clock, work)
