@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mc_export.backbones.base import TextStates, TextTokens
-from mc_export.backbones.text_clip import clip_outputs, clip_prompting, clip_tokens
+from mc_export.backbones.text_clip import clip_prompting, clip_states, clip_tokens
 from mc_export.backbones.text_t5 import t5_states
 from mc_export.sampler import dynamic_shift_timesteps
 from mc_export.tokenizers import pad_id
@@ -51,8 +51,7 @@ def flux_prompting(tokenizers: Sequence[Any], files: Sequence[str]) -> tuple[Pro
 def flux_states(encoders: Sequence[nn.Module], input_ids: Sequence[Tensor], attention_masks: Sequence[Tensor]) -> TextStates:
     """T5's states as context and CLIP's end token as pooled vector; T5 reads its padding, as the pipelines let it."""
     clip, t5 = encoders
-    pooled: Tensor = clip_outputs(clip, input_ids[0], attention_masks[0]).pooler_output
-    return TextStates(t5_states(t5, input_ids[1]), pooled)
+    return TextStates(t5_states(t5, input_ids[1]), clip_states(clip, input_ids[0]).pooled)
 
 
 def flux_timesteps(scheduler: Any, steps: int, tokens: int | None) -> None:

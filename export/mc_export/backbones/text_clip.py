@@ -8,18 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mc_export.backbones.text_masks import causal_bias
 from mc_export.tokenizers import pad_id
 from mc_runtime.bundle.manifest import Prompting, Segment
-
-
-def clip_outputs(encoder: Any, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-    """What a ``CLIPTextModel`` or ``CLIPTextModelWithProjection`` gives for right-padded ids and mask ``[B, L]``.
-
-    Pipelines give it no mask; as attention is causal, padding changes no row up to the end token either way, and the pooled
-    vector is the end token's row.
-    """
-    return encoder(input_ids=input_ids, attention_mask=causal_bias(attention_mask), **options)
 
 
 class ClipStates(NamedTuple):
