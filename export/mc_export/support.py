@@ -1,6 +1,6 @@
 """The table of docs/support.md, from the specs of the backbones.
 
-python -m mc_export.backbones.support > docs/support.md
+python -m mc_export.support > docs/support.md
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mc_export.build.options import PRECISIONS
 
 _HEAD = """# What is supported
 
-Written by `python -m mc_export.backbones.support > docs/support.md` from the specs in `export/mc_export/backbones/`; a test
+Written by `python -m mc_export.support > docs/support.md` from the specs in `export/mc_export/backbones/`; a test
 compares. A MetaCanvas checkpoint names its own tasks in `metacanvas.json`; a stock pipeline has those below.
 
 ## Backbones

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +18,7 @@ from mc_export.backbones.registry import BACKBONES, backbone_of
 from mc_export.checkpoint import layout
 from mc_export.checkpoint.components import load_component, load_pretrained, read_canvas_weights
 from mc_export.checkpoint.hashing import sha256_of_files
+from mc_export.checkpoint.source import is_finite, local_folder, read_json
 from mc_export.model.canvas_model import CanvasModel
 from mc_export.model.config import METACANVAS_FILE, MetaCanvasConfig, load_config
 from mc_export.model.injection import CanvasBackbone
@@ -86,7 +85,7 @@ class Checkpoint:
         file = self.path / component / "config.json"
         config: dict[str, Any] = read_json(file)
         for key, value in config.items():
-            if not _is_finite(value):
+            if not is_finite(value):
                 raise CheckpointError(f"{file}: {key} holds NaN or an infinite number; fetch the file again")
         return config
 
@@ -301,27 +300,6 @@ def _metacanvas(path: Path) -> MetaCanvasConfig | None:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
 
 
-def local_folder(source: str | Path) -> Path:
-    """A folder as it is; a hub id's files, fetched.
-
-    Raises:
-        CheckpointError: neither.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    text = str(source)
-    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
-        raise CheckpointError(f"{text}: no such folder (a hub id looks like owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=list(layout.HUB_PATTERNS)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{text}: neither a folder here nor reachable as a hub id ({type(error).__name__})") from error
-
-
 def _check_parts(checkpoint: Checkpoint) -> None:
     """Every folder and file the checkpoint's kind needs is there, and every model's configuration is one."""
     needed = [
@@ -347,27 +325,3 @@ def _check_parts(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{checkpoint.path}: {part} is missing (see docs/checkpoint.md)")
         if part.endswith("/config.json"):
             checkpoint.component_config(part.partition("/")[0])
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether every number in a JSON value is; Python's reader takes NaN and Infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def read_json(file: Path) -> Any:
-    """Reads a JSON object.
-
-    Raises:
-        CheckpointError: unreadable, or not an object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -1,0 +1,63 @@
+"""Engines in the manifest: what runs them, their files, their signature and their measured error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+
+class Precision(StrEnum):
+    """What an engine computes in; its inputs and outputs stay float32 and int64."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One engine input or output; a string dimension is dynamic: a name, equal ones equal sizes, or a multiple, `8*H`."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        for size in self.shape:
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"shape: expected sizes of at least 1, found {size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredError:
+    """An engine against its torch module, over the shapes it was run at (each a map of dimension to size)."""
+
+    max_abs: float
+    relative_l2: float
+    shapes: tuple[dict[str, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One component: the library that runs it, its files (the first is the one to load) and its signature."""
+
+    target: str
+    precision: Precision
+    files: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    error: MeasuredError | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("files: an engine has at least one file")
+
+    def input(self, name: str) -> Tensor | None:
+        """The input of that name, or None where this engine takes none."""
+        return next((tensor for tensor in self.inputs if tensor.name == name), None)
+
+    def output(self, name: str) -> Tensor | None:
+        """The output of that name, or None where this engine gives none."""
+        return next((tensor for tensor in self.outputs if tensor.name == name), None)
