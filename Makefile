@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
 JOBS ?= 2
-PROMPT ?= a red circle left of a blue square
 OUT ?= out
 
 BIN := $(VENV)/bin
@@ -12,19 +11,34 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 NO_MODEL_CODE := import sys; sys.modules.update(torch=None, diffusers=None, transformers=None); \
 	from mc_runtime.cli.main import main; main()
 
-.PHONY: help demo test test-all lint bench train setup clean
+.PHONY: help demo demo-edit demo-video test test-all lint bench train setup clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(BIN)/.ready-build  ## a picture from the shipped checkpoint: set up, build its bundle, draw without torch
+# Draws $(PROMPT) with the shipped checkpoint that has the target's name, into a file with suffix $(1), with the options $(2).
+define draw
 	@mkdir -p $(OUT)
-	@echo "== building the demo's bundle (kept in the cache: the next time this takes a second)"
-	@$(BIN)/mc-runtime inspect demo
+	@echo "== building the bundle of $@ (kept in the cache: the next time this takes a second)"
+	@$(BIN)/mc-runtime inspect $@
 	@echo "== drawing \"$(PROMPT)\" in a process that cannot import torch, diffusers or transformers"
-	@$(BIN)/python -c '$(NO_MODEL_CODE)' generate demo "$(PROMPT)" -o $(OUT)/demo.png --canvas-map $(OUT)/demo-canvas.png
-	@echo "the picture:    $(abspath $(OUT)/demo.png)"
-	@echo "its canvas map: $(abspath $(OUT)/demo-canvas.png)"
+	@$(BIN)/python -c '$(NO_MODEL_CODE)' generate $@ "$(PROMPT)" -o $(OUT)/$@.$(1) --canvas-map $(OUT)/$@-canvas.png $(2)
+	@echo "the result:     $(abspath $(OUT)/$@.$(1))"
+	@echo "its canvas map: $(abspath $(OUT)/$@-canvas.png)"
+endef
+
+demo: PROMPT ?= a red circle left of a blue square
+demo: $(BIN)/.ready-build  ## a picture from the shipped checkpoint: set up, build its bundle, draw without torch
+	$(call draw,png)
+
+demo-edit: PROMPT ?= make the red circle blue
+demo-edit: IMAGE ?= examples/shapes/edit/input.png
+demo-edit: $(BIN)/.ready-build  ## the same for the checkpoint that edits a picture (IMAGE=...)
+	$(call draw,png,--image $(IMAGE))
+
+demo-video: PROMPT ?= a red circle moves right
+demo-video: $(BIN)/.ready-build  ## the same for the checkpoint that makes videos
+	$(call draw,gif)
 
 # A file stays in one process, so that what its tests share is built once.
 test: $(BIN)/.ready-dev  ## the tests

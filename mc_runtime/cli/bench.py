@@ -23,7 +23,7 @@ _STANDARD_OUTPUT = Path("-")
     "--against", type=click.Choice(["eager", "compile"]), multiple=True,
     help="Also time the torch reference of --checkpoint in fp32, as it is or compiled; may be given again.",
 )  # fmt: skip
-@click.option("--checkpoint", metavar="CHECKPOINT", help="What BUNDLE was built from; needed by --against, known for `demo`.")
+@click.option("--checkpoint", metavar="CHECKPOINT", help="What BUNDLE was built from; needed by --against, known for a demo.")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Rounds to time.")
 @click.option("--prompt", default="a red circle left of a blue square", show_default=True, metavar="TEXT", help="What to draw.")
 @options.request_options
@@ -83,9 +83,9 @@ def _check_outputs(json_file: Path | None, chart: Path | None) -> None:
 
 
 def _checkpoint(bundle: str, checkpoint: str | None) -> str:
-    if checkpoint is None and bundle != demo.DEMO:
+    if checkpoint is None and bundle not in demo.CHECKPOINTS:
         raise click.UsageError("--against needs --checkpoint: the torch reference runs what BUNDLE was built from.")
-    return demo.checkpoint_path(checkpoint or demo.DEMO)
+    return demo.checkpoint_path(checkpoint or bundle)
 
 
 def _print(report: dict[str, Any]) -> None:

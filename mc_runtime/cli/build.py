@@ -63,8 +63,8 @@ def command(
     """Build CHECKPOINT into a bundle of engines.
 
     CHECKPOINT is a MetaCanvas directory (with metacanvas.json), a stock diffusers SanaPipeline directory, the hub id
-    of one, or `demo`. Every engine is compared with its torch module; an error beyond the precision's tolerance fails the
-    build. Engines are cached by content: the same build again takes seconds, another precision for one component
+    of one, or the name of a demo. Every engine is compared with its torch module; an error beyond the precision's tolerance
+    fails the build. Engines are cached by content: the same build again takes seconds, another precision for one component
     rebuilds that one. BUNDLE appears whole or not at all.
 
     \b

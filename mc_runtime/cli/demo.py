@@ -1,4 +1,4 @@
-"""The name `demo`: the bundle of the checkpoint that a checkout ships, built into the cache at first use.
+"""The names of the demos: bundles of the checkpoints that a checkout ships, built into the cache at first use.
 
 The build runs in a process of its own, so that the process which draws never imports torch and never holds its memory.
 """
@@ -24,40 +24,51 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _CHECKOUT = Path(mc_runtime.__file__).resolve().parents[1]
-CHECKPOINT = _CHECKOUT / "examples" / "shapes" / "checkpoint"
+_SHAPES = _CHECKOUT / "examples" / "shapes"
+CHECKPOINTS = {
+    DEMO: _SHAPES / "checkpoint",
+    "demo-edit": _SHAPES / "edit" / "checkpoint",
+    "demo-video": _SHAPES / "video" / "checkpoint",
+}
+"""Every name that the command line knows, and the checkpoint it stands for."""
 _BUILDERS = (_CHECKOUT / "export" / "mc_export", _CHECKOUT / "kernels" / "mc_kernels")
 
 
 def bundle_path(name: str, *, quiet: bool = False) -> Path:
     """The bundle directory that BUNDLE on the command line means; `./demo` is a directory of that name."""
-    return demo_bundle(quiet=quiet) if name == DEMO else Path(name)
+    return demo_bundle(name, quiet=quiet) if name in CHECKPOINTS else Path(name)
 
 
 def checkpoint_path(name: str) -> str:
-    """The checkpoint that CHECKPOINT on the command line means: a directory, a hub id, or the demo's."""
-    return str(demo_checkpoint()) if name == DEMO else name
+    """The checkpoint that CHECKPOINT on the command line means: a directory, a hub id, or a demo's."""
+    return str(demo_checkpoint(name)) if name in CHECKPOINTS else name
 
 
-def demo_checkpoint() -> Path:
-    """The shipped checkpoint. Raises CheckpointError where mc-runtime was installed without its checkout."""
-    if not (CHECKPOINT / "model_index.json").is_file():
+def shipped(name: str) -> bool:
+    """Whether this installation has the checkpoint of demo `name`."""
+    return (CHECKPOINTS[name] / "model_index.json").is_file()
+
+
+def demo_checkpoint(name: str) -> Path:
+    """The shipped checkpoint of demo `name`. Raises CheckpointError where mc-runtime was installed without its checkout."""
+    if not shipped(name):
         raise errors.CheckpointError(
-            f"{CHECKPOINT}: the demo checkpoint ships with a checkout of the project, not with the installed package; "
-            "clone the repository and install it with `pip install -e .`, or name a bundle of your own"
+            f"{CHECKPOINTS[name]}: the checkpoint of `{name}` ships with a checkout of the project, not with the installed "
+            "package; clone the repository and install it with `pip install -e .`, or name a bundle of your own"
         )
-    return CHECKPOINT
+    return CHECKPOINTS[name]
 
 
-def demo_bundle(*, quiet: bool = False) -> Path:
-    """The demo's bundle, built first if the cache has none for this checkpoint and this version of the builder."""
-    checkpoint = demo_checkpoint()
-    bundle = cache_root() / DEMO / _fingerprint(checkpoint)
+def demo_bundle(name: str, *, quiet: bool = False) -> Path:
+    """The bundle of demo `name`, built first if the cache has none for its checkpoint and this version of the builder."""
+    checkpoint = demo_checkpoint(name)
+    bundle = cache_root() / name / _fingerprint(checkpoint)
     if _complete(bundle):
         return bundle
-    with _only_one(bundle.parent), progress_bar("building the demo's bundle", quiet=quiet) as progress:
+    with _only_one(bundle.parent), progress_bar(f"building the bundle of {name}", quiet=quiet) as progress:
         if not _complete(bundle):
             sweep(bundle.parent)
-            _build_in_child(checkpoint, bundle, progress)
+            _build_in_child(name, bundle, progress)
     return bundle
 
 
@@ -67,7 +78,7 @@ def _complete(bundle: Path) -> bool:
 
 
 def _fingerprint(checkpoint: Path) -> str:
-    """Name of the demo's bundle: a hash of the checkpoint and of the code that builds it."""
+    """Name of a demo's bundle: a hash of the checkpoint and of the code that builds it."""
     digest = hashlib.sha256(mc_runtime.__version__.encode())
     for root, pattern in ((checkpoint, "*"), *((folder, "*.py") for folder in _BUILDERS)):
         for path in sorted(path for path in root.rglob(pattern) if path.is_file()):
@@ -91,13 +102,13 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _build_in_child(checkpoint: Path, bundle: Path, progress: Progress) -> None:
+def _build_in_child(name: str, bundle: Path, progress: Progress) -> None:
     """Build in a fresh interpreter, pass its progress on, and raise here what it raised there."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, checkpoint, bundle), name="mc-runtime build demo")
+    child = context.Process(target=_child, args=(sender, CHECKPOINTS[name], bundle), name=f"mc-runtime build {name}")
     child.start()
     sender.close()
     outcome: tuple[str, str] | None = None
@@ -116,16 +127,16 @@ def _build_in_child(checkpoint: Path, bundle: Path, progress: Progress) -> None:
             child.join()
     if outcome is None:
         raise errors.EngineError(
-            f"building the demo's bundle stopped without a word (exit status {child.exitcode}); "
-            f"if memory ran out, free some, or see what `mc-runtime build {checkpoint} -o demo-bundle` says"
+            f"building the bundle of {name} stopped without a word (exit status {child.exitcode}); "
+            f"if memory ran out, free some, or see what `mc-runtime build {name} -o {name}-bundle` says"
         )
-    name, message = outcome
-    if name == "done":
+    kind, message = outcome
+    if kind == "done":
         return
-    known = getattr(errors, name, None)
+    known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, errors.McRuntimeError):
         raise known(message)
-    raise RuntimeError(f"{name}: {message}")
+    raise RuntimeError(f"{kind}: {message}")
 
 
 def _child(sender: Connection, checkpoint: Path, bundle: Path) -> None:

@@ -56,7 +56,7 @@ def diagnosis() -> dict[str, Any]:
         "targets": targets,
         "build": {"ready": not missing, "missing": missing, "mend": build_half.MEND if missing else None},
         "compiler": {"path": compiler, "mend": None if compiler else "apt install g++, or name a compiler in CXX"},
-        "demo": {"checkpoint": str(demo.CHECKPOINT), "shipped": (demo.CHECKPOINT / "model_index.json").is_file()},
+        "demos": {name: {"checkpoint": str(path), "shipped": demo.shipped(name)} for name, path in demo.CHECKPOINTS.items()},
         "cache": {"path": str(root), "bytes": size_on_disk(root)},
     }
 
@@ -80,8 +80,8 @@ def _print(report: dict[str, Any]) -> None:
     lacks = "there is no C++ compiler, which building for inductor needs"
     path = compiler["path"]
     _line("compiler", path is not None, f"{path}, for building inductor engines", lacks, compiler["mend"])
-    shipped = report["demo"]["shipped"]
-    _line("demo", shipped, report["demo"]["checkpoint"], "not in this installation", "use a checkout of the project")
+    for name, each in report["demos"].items():
+        _line(name, each["shipped"], each["checkpoint"], "not in this installation", "use a checkout of the project")
     cache = report["cache"]
     click.echo(f"  {'cache':<14}{cache['path']} ({size_of(cache['bytes'])})")
 

@@ -57,7 +57,7 @@ def command(
     as_json: bool,
     **request: Any,
 ) -> None:
-    """Make pictures or videos of PROMPT with the engines of BUNDLE (a directory, or `demo`).
+    """Make pictures or videos of PROMPT with the engines of BUNDLE (a directory, or the name of a demo).
 
     The same seed on the same bundle gives the same bytes, alone or beside others. What is made depends on the bundle and on
     what it is given: a prompt alone, --image, or --video; `mc-runtime inspect` lists a bundle's tasks.

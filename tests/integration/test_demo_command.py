@@ -1,4 +1,4 @@
-"""The name `demo`: built at first use in a process of its own, found again, built anew when the checkpoint changes."""
+"""The names of the demos: built at first use in a process of its own, found again, built anew when the checkpoint changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_metacanvas_checkpoint(tmp_path_factory.mktemp("demo") / "checkpoint")
 
 
-def mc_runtime(checkpoint: Path, *arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command with `checkpoint` in the shipped one's place, in a process that cannot import torch."""
+def mc_runtime(
+    checkpoint: Path, *arguments: object, cache: Path | None = None, name: str = "demo"
+) -> subprocess.CompletedProcess[str]:
+    """The command with `checkpoint` in the place of the one shipped as `name`, in a process that cannot import torch."""
     code = (
         "import sys; sys.modules.update(torch=None, diffusers=None, transformers=None)\n"
         "from pathlib import Path\nfrom mc_runtime.cli import demo, main\n"
         "if __name__ == '__main__':\n"
-        f"    demo.CHECKPOINT = Path({str(checkpoint)!r})\n"
+        f"    demo.CHECKPOINTS[{name!r}] = Path({str(checkpoint)!r})\n"
         f"    main.cli.main({[str(each) for each in arguments]!r})"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -60,10 +60,12 @@ def test_without_the_build_half_a_command_says_what_to_install(arguments: list[s
 
 
 @pytest.mark.parametrize(
-    "command", [["generate", "demo", "a circle"], ["inspect", "demo"], ["bench", "demo"], ["build", "demo", "-o", "b"]]
+    "command", [["generate", "NAME", "a circle"], ["inspect", "NAME"], ["bench", "NAME"], ["build", "NAME", "-o", "b"]]
 )
-def test_demo_without_a_checkout(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "nowhere")
-    result = CliRunner().invoke(cli, command)
+@pytest.mark.parametrize("name", ["demo", "demo-edit", "demo-video"])
+def test_demo_without_a_checkout(name: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(demo.CHECKPOINTS, name, tmp_path / "nowhere")
+    result = CliRunner().invoke(cli, [name if word == "NAME" else word for word in command])
     assert result.exit_code == 3
+    assert f"`{name}`" in result.stderr
     assert "checkout" in result.stderr
