@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mc_runtime.bundle.manifest import Manifest
@@ -30,7 +31,22 @@ def request_for(manifest: Manifest, task: str | None = None, **arguments: Any) -
         RequestError: the bundle cannot do it; the message names what it can.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    return (TASKS[_named(manifest, task)] if task is not None else _guessed(manifest, given)).from_arguments(manifest, **given)
+    return task_for(manifest.tasks, task, given).from_arguments(manifest, **given)
+
+
+def task_for(tasks: Sequence[str], task: str | None, given: Mapping[str, Any]) -> type[Request]:
+    """The named task of those that can be done, or the one that the media given (`image`, `video`) speak for.
+
+    Raises:
+        RequestError: none of them; the message names them.
+    """
+    if task is None:
+        return _guessed(tasks, given)
+    if not isinstance(task, str) or task not in TASKS:
+        raise RequestError(f"task {task!r} is unknown; this bundle can do {', '.join(tasks)}")
+    if task not in tasks:
+        raise RequestError(f"this bundle cannot do {task}; it can do {', '.join(tasks)}")
+    return TASKS[task]
 
 
 def default_request(manifest: Manifest, **arguments: Any) -> Request | None:
@@ -39,20 +55,14 @@ def default_request(manifest: Manifest, **arguments: Any) -> Request | None:
     return None if kind is None else kind.from_arguments(manifest, **arguments)
 
 
-def _named(manifest: Manifest, task: Any) -> str:
-    if not isinstance(task, str) or task not in TASKS:
-        raise RequestError(f"task {task!r} is unknown; this bundle can do {', '.join(manifest.tasks)}")
-    return task
-
-
-def _guessed(manifest: Manifest, given: dict[str, Any]) -> type[Request]:
+def _guessed(tasks: Sequence[str], given: Mapping[str, Any]) -> type[Request]:
     media = tuple(name for name in _MEDIA if name in given)
-    able = [TASKS[name] for name in TASKS if name in manifest.tasks]
+    able = [TASKS[name] for name in TASKS if name in tasks]
     fitting = [kind for kind in able if kind.media == media]
     if len(fitting) > 1 and isinstance(given.get("image"), (list, tuple)) and len(given["image"]) > 1:
         fitting = [kind for kind in fitting if kind is InContextVideo] or fitting
     if fitting:
         return fitting[0]
     what = f"with {' and '.join(media)}" if media else "from a prompt alone"
-    tasks = "; ".join(f"{kind.task} (needs {' and '.join(kind.media) or 'a prompt alone'})" for kind in able)
-    raise RequestError(f"this bundle can do nothing {what}; it can do {tasks}")
+    can = "; ".join(f"{kind.task} (needs {' and '.join(kind.media) or 'a prompt alone'})" for kind in able)
+    raise RequestError(f"this bundle can do nothing {what}; it can do {can}")

@@ -72,8 +72,6 @@ class Request:
         **own: Any,
     ) -> Self:
         """The request with the bundle's defaults filled in. Raises RequestError saying what can be served instead."""
-        if cls.task not in manifest.tasks:
-            raise RequestError(f"this bundle cannot do {cls.task}; it can do {', '.join(manifest.tasks)}")
         prompts = checks.checked_prompts(prompt, "prompt")
         count = checks.whole_number("num_images", num_images, 1, checks.MAX_IMAGES)
         side = checks.checked_size(manifest.sizes, size)

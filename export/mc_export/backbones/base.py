@@ -273,6 +273,16 @@ class Backbone(ABC):
         It survives export with dynamic sizes. Masks are right padded. Rows are not selected yet.
         """
 
+    def embed_picture(self, encoder: nn.Module, pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+        """The context `[B, L, context_width]` that diffusers' pipeline makes of pictures with its image encoder.
+
+        Args:
+            encoder: transformers' vision model.
+            pixels: `[B, 3, h, w]` in [0, 1], in their own size.
+            mean, deviation: what the checkpoint normalises each channel with.
+        """
+        raise TypeError(f"{self.name} embeds no picture")
+
     def zeroes_empty_negative(self, pipeline: Mapping[str, Any]) -> bool:
         """Whether zeros stand for an empty negative prompt's states; ``pipeline`` holds the options of ``model_index.json``."""
         return False

@@ -14,6 +14,7 @@ from mc_export.backbones.unet import UNet, in_multiples
 from mc_export.backbones.unet_attention import tell_context
 from mc_runtime.bundle.manifest import Prompting
 
+CLIP_SIDE = 224  # pixels, in the pipeline whatever the encoder's configuration says
 MOTION_IDS = 3  # frames a second less one, motion bucket, strength of the picture's noise
 
 
@@ -71,6 +72,15 @@ class StableVideoDiffusion(UNet):
 
     def zeroes_empty_negative(self, pipeline: Mapping[str, Any]) -> bool:
         return True
+
+    def embed_picture(self, encoder: nn.Module, pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+        from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+
+        side = CLIP_SIDE, CLIP_SIDE
+        squeezed = (_resize_with_antialiasing(pixels * 2 - 1, side) + 1) / 2
+        shift, scale = (torch.tensor(numbers)[:, None, None].to(pixels) for numbers in (list(mean), list(deviation)))
+        embedding: Tensor = encoder((squeezed - shift) / scale).image_embeds
+        return embedding[:, None]
 
     def encode_text(
         self, encoders: Sequence[nn.Module], input_ids: Sequence[Tensor], attention_masks: Sequence[Tensor]

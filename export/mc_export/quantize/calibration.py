@@ -19,7 +19,7 @@ from mc_export.reference import ReferencePipeline
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.pipeline import Conditions
 from mc_export.reference.prompts import chat_text, encode_for_planner
-from mc_export.reference.told import latent_extents, told_by_request
+from mc_export.reference.told import Asked, latent_extents, told_by_request
 from mc_export.sampler import build_sampler_table
 from mc_export.vision import planner_vision
 from mc_runtime.prompting.vision import look_at, tower_inputs
@@ -141,7 +141,7 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     pictures, steps = _affordable(reference.backbone, tokens, adapter.default_steps, len(prompts))
     scale = adapter.default_guidance
     branches = _branches(reference, prompts[:pictures], guided=adapter.weighs_branches(scale))
-    told = told_by_request(checkpoint, extents, count=1, branches=len(branches[0]), scale=scale)
+    told = told_by_request(Asked(checkpoint, extents, scale, seeds=(seed,)), len(branches[0]))
     prepare = adapter.context_preparation(reference.backbone.model)
     schedule = _schedule(checkpoint, tokens, steps)
     program = StepProgram(reference.backbone, adapter.prepared_context_width(config), order=schedule.order)

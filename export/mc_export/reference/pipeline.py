@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.reference.media import MediaEncoder, given_media
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.prompts import encode_for_planner
-from mc_export.reference.told import latent_extents, told_by_request
+from mc_export.reference.told import Asked, latent_extents, told_by_request
 from mc_export.sampler.timesteps import plain_timesteps
+from mc_runtime.errors import RequestError
 from mc_runtime.media.clip import Clip
 from mc_runtime.sampling.noise import initial_noise
 
@@ -66,6 +68,7 @@ class ReferencePipeline:
         kept = checkpoint.conditioning == "text_encoder"
         self.text_encoders = checkpoint.load_text_encoders(dtype) if kept else []
         self.tokenizers = checkpoint.load_tokenizers() if kept else []
+        self.image_encoder = checkpoint.load_image_encoder(dtype) if checkpoint.conditioning == "image_encoder" else None
 
     @property
     def reads_pictures(self) -> bool:
@@ -82,42 +85,47 @@ class ReferencePipeline:
         self,
         prompts: str | Sequence[str],
         *,
+        task: str | None = None,
         negative_prompt: str = "",
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
-        frames: int | None = None,
         conditions: Mapping[str, np.ndarray] | None = None,
         seed: int | Sequence[int] = 0,
         latents: np.ndarray | None = None,
         output: str = "images",
         canvas: bool = True,
+        **media: Any,
     ) -> ReferenceResult:
-        """Draws pictures or videos; arguments as :meth:`mc_runtime.Runtime.generate`.
+        """Draws, edits or films; arguments as :meth:`mc_runtime.Runtime.generate`, ``media`` those of :func:`given_media`.
 
         Besides, ``canvas=False`` leaves the plan out, and ``conditions`` are further inputs of the backbone's step
-        (`Backbone.conditions`) by name, ``[n, ...]``; see :func:`told_by_request` for what is not given.
+        (`Backbone.conditions`) by name, ``[n, ...]``, in place of what the request says.
+
+        Raises:
+            RequestError: the checkpoint cannot do the task, or a picture or clip cannot be opened.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
         steps = adapter.default_steps if steps is None else steps
         scale = adapter.default_guidance if guidance_scale is None else guidance_scale
-        height, width = size or self.checkpoint.default_size
-        extents = latent_extents(self.checkpoint, (height, width), frames)
+        size = size or self.checkpoint.default_size
+        given = given_media(self.checkpoint, task, **media)
+        extents = latent_extents(self.checkpoint, size, given.frames)
         shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
 
-        branches = [self.conditions(prompts, (height, width), canvas)]
+        branches = [self.conditions(prompts, size, canvas, media=given.media)]
         if adapter.weighs_branches(scale):
-            branches.append(self.conditions([negative_prompt] * len(prompts), (height, width), canvas, negative=True))
+            negatives = [negative_prompt] * len(prompts)
+            branches.append(self.conditions(negatives, size, canvas, negative=True, media=given.media))
         branches = [_repeated(branch, num_images) for branch in branches]
         count = len(prompts) * num_images
         seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
         if latents is None:
             latents = np.stack([initial_noise(each, shape) for each in seeds])
-        told = told_by_request(
-            self.checkpoint, extents, count=count, branches=len(branches), scale=scale, given=conditions
-        )
+        encoder = MediaEncoder(self.checkpoint, self.vae, self.dtype)
+        told = told_by_request(Asked(self.checkpoint, extents, scale, seeds, given, encoder), len(branches), conditions)
         denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale, told)
         if output == "latents":
             return ReferenceResult(denoised.numpy())
@@ -157,9 +165,24 @@ class ReferencePipeline:
             mask, pooled = tokens.context_mask, states.pooled
             if negative and not any(prompts) and self.checkpoint.zeroes_empty_negative:
                 context, pooled = torch.zeros_like(context), None if pooled is None else torch.zeros_like(pooled)
+        if self.image_encoder is not None:
+            context = self._embedded(media).expand(len(prompts), -1, -1)
+            mask = torch.ones(context.shape[:2], dtype=torch.int64)
+            if negative and self.checkpoint.zeroes_empty_negative:
+                context = torch.zeros_like(context)
         assert context is not None
         assert mask is not None
         return Conditions(context, mask, plan, pooled)
+
+    def _embedded(self, media: Sequence[Image.Image | np.ndarray | Clip]) -> Tensor:
+        """The context `[1, L, D]` that a stock checkpoint has of a picture."""
+        assert self.image_encoder is not None
+        picture = next((one for one in media if isinstance(one, Image.Image)), None)
+        if picture is None:
+            raise RequestError("this checkpoint's context is a picture's embedding; give image=...")
+        pixels = torch.from_numpy(np.array(picture, np.float32) / 255).movedim(-1, 0)[None]
+        statistics = self.checkpoint.image_statistics
+        return self.checkpoint.backbone.embed_picture(self.image_encoder, pixels.to(self.dtype), *statistics)
 
     def denoise(
         self, noise: Tensor, branches: list[Conditions], steps: int, scale: float, told: Mapping[str, Tensor] | None = None
