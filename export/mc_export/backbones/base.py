@@ -196,7 +196,7 @@ class Backbone(ABC):
         return {}
 
     def reference_sizes(self, config: Any) -> tuple[tuple[int, int], ...]:
-        """Sizes (height, width) in pixels to which an input picture is brought, by its proportions; none: the output's."""
+        """Sizes (height, width) in pixels to which its pipeline brings an input picture; none: the output's."""
         return ()
 
     @abstractmethod

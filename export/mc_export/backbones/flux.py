@@ -37,6 +37,7 @@ class Flux(Backbone):
     default_guidance = 3.5
     default_steps = 28
     encoders = (EncoderFolders("text_encoder", "tokenizer"), EncoderFolders("text_encoder_2", "tokenizer_2"))
+    config_names_size = False
     guidance_branches = 2
     embeds_guidance = True
 

@@ -212,7 +212,7 @@ def _manifest(
         sizes=sizes,
         max_batch=options.max_batch,
         guidance=_guidance(checkpoint),
-        reference_sizes=adapter.reference_sizes(config),
+        reference_sizes=checkpoint.reference_sizes,
         conditions={condition.name: condition.source for condition in adapter.conditions(config)},
         steps=Steps(default=min(adapter.default_steps, options.max_steps), max=options.max_steps),
         sampler=sampler,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -220,6 +221,21 @@ class Checkpoint:
         """The same in pixels."""
         height, width = self.default_latent_size
         return height * self.pixels_per_latent, width * self.pixels_per_latent
+
+    @property
+    def reference_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes (height, width) in pixels to which an input picture is brought; none: the output's.
+
+        A stock checkpoint has its pipeline's. One with a canvas has the same proportions at the area of its own pictures.
+        """
+        published = self.backbone.reference_sizes(self.model_config)
+        if self.config is None or not published:
+            return published
+        area = math.prod(max(published, key=lambda size: min(size) / max(size)))
+        scale = math.sqrt(math.prod(self.default_size) / area)
+        multiple = self.backbone.size_multiple(self.model_config) * self.pixels_per_latent
+        scaled = ((max(1, round(side * scale / multiple)) * multiple for side in size) for size in published)
+        return tuple(dict.fromkeys((height, width) for height, width in scaled))
 
     @cached_property
     def model_config(self) -> Any:

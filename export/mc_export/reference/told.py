@@ -121,7 +121,7 @@ def _reference_latents(asked: Asked) -> Tensor | None:
     """The picture to edit, at the backbone's own size that is nearest to its proportions (`FluxKontextPipeline`'s rule)."""
     if not asked.given.pictures:
         return None
-    picture, sizes = asked.given.pictures[0], asked.checkpoint.backbone.reference_sizes(asked.checkpoint.model_config)
+    picture, sizes = asked.given.pictures[0], asked.checkpoint.reference_sizes
     proportion = picture.width / picture.height
     _, width, height = min((abs(proportion - width / height), width, height) for height, width in sizes)
     return _each(asked, asked.encode.picture(picture, (height, width)))

@@ -363,6 +363,16 @@ def test_metacanvas_checkpoint_is_whole(tmp_path: Path) -> None:
     assert checkpoint.load_backbone(canvas).connector is canvas.canvas_connector
 
 
+def test_a_canvas_says_how_large_pictures_are(tmp_path: Path) -> None:
+    """FLUX's configuration names no size. Pictures to edit keep Kontext's proportions, at the area of the checkpoint's own."""
+    checkpoint = load_checkpoint(tiny_metacanvas_flux(tmp_path / "metacanvas", seed=51))
+    assert checkpoint.default_size == (32, 32)
+    assert (20, 48) in checkpoint.reference_sizes  # of 672 x 1568, in multiples of 4 pixels
+    assert (32, 32) in checkpoint.reference_sizes
+    stock = load_checkpoint(tiny_stock_flux(tmp_path / "stock", seed=51))
+    assert {(672, 1568), (1024, 1024)} < set(stock.reference_sizes)
+
+
 def test_other_flux_pipelines_are_refused(tmp_path: Path) -> None:
     """They share the class of the model, but not what it takes."""
     folder = tiny_stock_flux(tmp_path / "checkpoint", seed=52, kind="flux", num_layers=1, num_single_layers=1)
