@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from mc_runtime.errors import BundleError, RequestError
 
-FORMAT = "mc-runtime-sampler-1"
+FORMAT = "mc-runtime-sampler-2"
 STATIC = "static"
 
 
@@ -100,11 +100,13 @@ class SamplerTable:
         scheduler: class name of the diffusers scheduler it was made from.
         tables: the step tables; all of one order.
         metadata: further facts kept in the file, such as the measured residual.
+        interpolates: whether the token counts are nodes of a polynomial that serves all counts between the first and the last.
     """
 
     scheduler: str
     tables: Mapping[str, StepTable]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    interpolates: bool = False
 
     def __post_init__(self) -> None:
         if not self.tables:
@@ -115,6 +117,8 @@ class SamplerTable:
             table.validate()
         if len({(table.order, table.max_steps) for table in self.tables.values()}) != 1:
             raise ValueError("tables differ in order or step counts")
+        if self.interpolates and len({table.offsets.tobytes() for table in self.tables.values()}) != 1:
+            raise ValueError("tables differ in their steps; nothing lies between them")
 
     @property
     def order(self) -> int:
@@ -123,6 +127,11 @@ class SamplerTable:
     @property
     def max_steps(self) -> int:
         return next(iter(self.tables.values())).max_steps
+
+    @property
+    def served(self) -> list[int]:
+        """The step counts it has schedules of."""
+        return next(iter(self.tables.values())).served
 
     @property
     def is_dynamic(self) -> bool:
@@ -135,7 +144,8 @@ class SamplerTable:
         Raises:
             RequestError: this step count or token count is not in the table; the message says what is.
         """
-        table = self._table(tokens)
+        weights = self._weights(tokens)
+        table = self.tables[next(iter(weights))]
         if not 1 <= steps <= table.max_steps:
             raise RequestError(f"steps={steps} is not served; ask for 1 to {table.max_steps}")
         if steps not in table.served:
@@ -143,23 +153,30 @@ class SamplerTable:
             raise RequestError(f"{self.scheduler} has no schedule of {steps} steps; the nearest is {nearest}")
         rows = slice(int(table.offsets[steps - 1]), int(table.offsets[steps]))
         return Schedule(
-            timesteps=table.timesteps[rows].astype(np.float32),
-            coefficients=table.coefficients[rows].astype(np.float32),
-            init_noise_sigma=float(table.init_noise_sigma[steps - 1]),
+            timesteps=_weighed(weights, {key: self.tables[key].timesteps[rows] for key in weights}),
+            coefficients=_weighed(weights, {key: self.tables[key].coefficients[rows] for key in weights}),
+            init_noise_sigma=sum(self.tables[key].init_noise_sigma[steps - 1] * weight for key, weight in weights.items()),
             order=table.order,
         )
 
-    def _table(self, tokens: int | None) -> StepTable:
+    def _weights(self, tokens: int | None) -> dict[str, float]:
+        """What each table counts: one alone, or the nodes of a polynomial, by the barycentric formula."""
         if not self.is_dynamic:
-            return self.tables[STATIC]
-        table = self.tables.get(str(tokens))
-        if table is None:
-            counts = ", ".join(sorted(self.tables, key=int))
+            return {STATIC: 1.0}
+        if str(tokens) in self.tables:
+            return {str(tokens): 1.0}
+        keys = sorted(self.tables, key=int)
+        nodes = np.array([int(key) for key in keys], np.float64)
+        if tokens is None or not self.interpolates or not nodes[0] < tokens < nodes[-1]:
+            counts = f"those from {keys[0]} to {keys[-1]}" if self.interpolates else ", ".join(keys)
             raise RequestError(
                 f"the schedule depends on the picture's size: {tokens} latent tokens are not served, only {counts}; "
                 "choose one of the bundle's sizes, or build it with this one"
             )
-        return table
+        distances = (nodes[:, None] - nodes) * (4 / (nodes[-1] - nodes[0]))  # so scaled, their products stay near 1
+        np.fill_diagonal(distances, 1)
+        weights = 1 / (distances.prod(axis=1) * (tokens - nodes))
+        return dict(zip(keys, (weights / weights.sum()).tolist(), strict=True))
 
     def save(self, path: Path) -> None:
         """Writes the table as one safetensors file."""
@@ -170,6 +187,7 @@ class SamplerTable:
             arrays[f"coefficients/{key}"] = np.ascontiguousarray(table.coefficients)
             arrays[f"init_noise_sigma/{key}"] = np.ascontiguousarray(table.init_noise_sigma)
         header = {"format": FORMAT, "scheduler": self.scheduler, "order": self.order, "metadata": dict(self.metadata)}
+        header["interpolates"] = self.interpolates
         # One key: safetensors writes several in any order, and equal tables must be equal bytes.
         save_file(arrays, path, metadata={"sampler": json.dumps(header, sort_keys=True)})
 
@@ -195,6 +213,11 @@ class SamplerTable:
                     )
                     for key in keys
                 }
-            return cls(header["scheduler"], tables, header["metadata"])
+            return cls(header["scheduler"], tables, header["metadata"], header["interpolates"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: the sampler table cannot be read ({error}); build the bundle again") from error
+
+
+def _weighed(weights: Mapping[str, float], rows: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+    total: NDArray[np.float64] = np.sum([weight * rows[key] for key, weight in weights.items()], axis=0)
+    return total.astype(np.float32)

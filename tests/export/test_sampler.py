@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from mc_export.sampler import UnsupportedSchedulerError, build_sampler_table, dynamic_shift_timesteps
+from mc_export.sampler import UnsupportedSchedulerError, build_sampler_table, dynamic_shift_timesteps, token_nodes
 from mc_export.sampler.timesteps import SetTimesteps, plain_timesteps, shift_of_tokens
-from mc_runtime.errors import CheckpointError
+from mc_runtime.errors import CheckpointError, RequestError
 from mc_runtime.sampling import SamplerTable, Schedule
 
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -164,6 +164,44 @@ def test_dynamic_shift_has_a_table_for_every_token_count() -> None:
             check_parity(scheduler, table, steps, tokens, dynamic_shift_timesteps)
     starts = [table.schedule(28, tokens).timesteps[14] for tokens in counts]
     assert starts[0] < starts[1] < starts[2]
+
+
+@pytest.mark.parametrize("shift_type", ["exponential", "linear"])
+def test_a_dynamic_shift_is_interpolated_between_nodes(shift_type: str, tmp_path: Path) -> None:
+    """At any token count, to the rounding of float32, over FLUX's whole range of sizes."""
+    scheduler = FlowEuler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, time_shift_type=shift_type)
+
+    def table_of(counts: Sequence[int], **options: Any) -> SamplerTable:
+        hook = dynamic_shift_timesteps
+        return build_sampler_table(
+            scheduler, max_steps=28, step_counts=(1, 14, 28), token_counts=counts, set_timesteps=hook, **options
+        )
+
+    nodes = token_nodes(table_of, 4, 256 * 256)
+    assert nodes is not None
+    assert (nodes[0], nodes[-1]) == (4, 256 * 256)
+    assert len(nodes) <= 65
+    table_of(nodes, interpolates=True).save(tmp_path / "table")
+    table = SamplerTable.load(tmp_path / "table")
+    counts = (5, 63 * 64, 64 * 64, 1000, 40_000, 65_535)
+    exact = table_of(counts)
+    for tokens in counts:
+        for steps in (1, 14, 28):
+            found, true = table.schedule(steps, tokens), exact.schedule(steps, tokens)
+            np.testing.assert_allclose(found.coefficients, true.coefficients, atol=1e-6)
+            np.testing.assert_allclose(found.timesteps, true.timesteps, atol=1e-3)
+    with pytest.raises(RequestError, match="only those from 4 to 65536"):
+        table.schedule(28, 65_537)
+
+
+def test_rounded_timesteps_are_not_interpolated() -> None:
+    scheduler = UniPC(**SANA_FLOW, use_dynamic_shifting=True)
+
+    def table_of(counts: Sequence[int]) -> SamplerTable:
+        hook = dynamic_shift_timesteps
+        return build_sampler_table(scheduler, max_steps=5, step_counts=(5,), token_counts=counts, set_timesteps=hook)
+
+    assert token_nodes(table_of, 4, 4096) is None
 
 
 def test_dynamic_shift_is_that_of_the_flux_pipeline() -> None:

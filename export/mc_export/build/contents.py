@@ -12,7 +12,7 @@ from mc_export.build.cache import build_entry, content_key, copy_files, lookup
 from mc_export.build.options import BuildOptions
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.prompting import planner_prompting, text_prompting
-from mc_export.sampler import build_sampler_table
+from mc_export.sampler import build_sampler_table, token_nodes
 from mc_export.vision import planner_vision
 from mc_runtime.bundle.arrays import save_arrays
 from mc_runtime.bundle.manifest import Manifest, Prompting, PromptingSet, Sampler, Sizes
@@ -50,14 +50,10 @@ def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, f
     scheduler = checkpoint.load_scheduler()
     name = type(scheduler).__name__
     set_timesteps = checkpoint.backbone.set_timesteps(scheduler)
-    dynamic = bool(scheduler.config.get("use_dynamic_shifting"))
-    served = sizes.served or (sizes.default,)
-    token = checkpoint.pixels_per_latent * checkpoint.backbone.patch(checkpoint.model_config)[1]
-    tokens = sorted({(height // token) * (width // token) for height, width in served})
     scale = checkpoint.backbone.timestep_scale(checkpoint.model_config)
     arguments: dict[str, Any] = {"max_steps": options.max_steps, "timestep_scale": scale}
-    if dynamic:
-        arguments["token_counts"] = tokens
+    if scheduler.config.get("use_dynamic_shifting"):
+        arguments |= _served_tokens(checkpoint, scheduler, sizes, options.max_steps)
     key = content_key({"sampler": name, "backbone": checkpoint.backbone.name, "config": dict(scheduler.config), **arguments})
 
     def make(stage: Path) -> dict[str, Any]:
@@ -69,6 +65,27 @@ def write_sampler(checkpoint: Checkpoint, sizes: Sizes, options: BuildOptions, f
     copy_files(entry or build_entry(key, make), folder)
     table = SamplerTable.load(folder / SAMPLER_FILE)
     return Sampler(file=SAMPLER_FILE, scheduler=table.scheduler, order=table.order, dynamic_shift=table.is_dynamic)
+
+
+def _served_tokens(checkpoint: Checkpoint, scheduler: Any, sizes: Sizes, max_steps: int) -> dict[str, Any]:
+    """The latent tokens of the sizes to serve, where the schedule depends on them: those listed, or all within the limits.
+
+    A schedule between which nothing can be interpolated serves the default size alone.
+    """
+    token = checkpoint.pixels_per_latent * checkpoint.backbone.patch(checkpoint.model_config)[1]
+
+    def table_of(counts: Sequence[int]) -> SamplerTable:
+        return build_sampler_table(
+            scheduler, max_steps=max_steps, step_counts=(1, (max_steps + 1) // 2, max_steps), token_counts=counts,
+            set_timesteps=checkpoint.backbone.set_timesteps(scheduler),
+        )  # fmt: skip
+
+    if sizes.served is None:
+        nodes = token_nodes(table_of, (sizes.min // token) ** 2, (sizes.max // token) ** 2)
+        if nodes is not None:
+            return {"token_counts": nodes, "interpolates": True}
+    served = sizes.served or (sizes.default,)
+    return {"token_counts": sorted({(height // token) * (width // token) for height, width in served})}
 
 
 def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], force: bool) -> None:

@@ -35,6 +35,7 @@ def build_sampler_table(
     max_steps: int = 100,
     step_counts: Sequence[int] | None = None,
     token_counts: Sequence[int] = (),
+    interpolates: bool = False,
     set_timesteps: SetTimesteps | None = None,
     timestep_scale: float = 1.0,
 ) -> SamplerTable:
@@ -47,6 +48,7 @@ def build_sampler_table(
         max_steps: the largest step count to serve.
         step_counts: the only step counts to serve, where not all up to `max_steps` are wanted.
         token_counts: latent token counts to serve, where the schedule depends on them; empty for a static schedule.
+        interpolates: whether those counts are nodes, and all between them are served, too; see :func:`token_nodes`.
         set_timesteps: how the pipeline sets the timesteps; `scheduler.set_timesteps(steps)` by default.
         timestep_scale: what the backbone multiplies timesteps by (SANA's `timestep_scale`).
 
@@ -74,7 +76,7 @@ def build_sampler_table(
                 raise UnsupportedSchedulerError(f"{name} gives no finite schedule for any step count up to {max_steps}")
     worst = max(entry.error for entries in solved.values() for entry in entries if entry)
     tables = {key: _step_table(entries, order, timestep_scale) for key, entries in solved.items()}
-    return SamplerTable(name, tables, {"residual": f"{worst:.3g}", "timestep_scale": repr(timestep_scale)})
+    return SamplerTable(name, tables, {"residual": f"{worst:.3g}", "timestep_scale": repr(timestep_scale)}, interpolates)
 
 
 def _solved(scheduler: Any, steps: int, tokens: int | None, set_timesteps: SetTimesteps, min_order: int) -> _Solved | None:
