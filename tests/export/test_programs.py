@@ -16,6 +16,7 @@ from torch import nn
 from mc_export.autoencoders.registry import vae_program
 from mc_export.backbones.sana import Sana
 from mc_export.backbones.sana_export import LinearAttention
+from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.lower.onnx import onnx_from_program
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Program, float_tensor
@@ -170,6 +171,24 @@ def test_shared_sinusoids_equal_the_layers_they_replace() -> None:
     shared.publish(sinusoids)
     for layer, wanted in zip([*layers[:3], layers[3][0]], [*expected, expected[0]], strict=True):
         close(layer(timesteps), wanted)
+
+
+def test_shared_sinusoids_of_several_numbers_a_sample() -> None:
+    """SDXL's six sizes: what the layer gives for them as one list, sample after sample."""
+    layers = nn.ModuleList([Timesteps(16, True, 0)])
+    sizes = torch.tensor([[1024.0, 768, 0, 8, 640, 512], [37, 1411, 3, 0, 1000, 7]])
+    expected = layers[0](sizes.flatten())
+    (rows,) = SharedSinusoids(layers, ["0"], rank=2)(sizes)
+    assert rows.shape == (2, 6, 16)
+    close(rows.flatten(0, 1), expected)
+
+
+def test_sinusoids_of_a_program_in_bf16_stay_exact() -> None:
+    exact, rounded = (StepProgram(CanvasBackbone(Sana(), tiny_sana(seed=1), None), 1) for _ in range(2))
+    compute_in_bf16(rounded)
+    timestep = torch.tensor([987.5, 12.3])
+    for found, expected in zip(rounded.sinusoids(timestep), exact.sinusoids(timestep), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_only_timestep_embeddings_of_pairs_can_be_shared() -> None:

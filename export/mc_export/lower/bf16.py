@@ -23,10 +23,10 @@ def compute_in_bf16(program: Program) -> Program:
     with positions and timesteps reach far beyond what bf16 tells apart.
     """
     for child in program.children():
-        for module in child.modules():
-            if _is_cast(module):
-                module.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
-        child.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
+        computing = [module for module in child.modules() if _is_cast(module)]
+        # A child without weights (sinusoids, a scale) takes what it is given: a timestep in bf16 would be another one.
+        for module in (child, *computing) if computing else ():
+            module.register_forward_pre_hook(_lower_inputs, with_kwargs=True)
     program.register_forward_hook(_raise_outputs)
     return program
 

@@ -61,9 +61,10 @@ class StepProgram(Program):
             use_exportable_blocks(backbone.connector)
             timestep_layers.append(CONNECTOR_TIMESTEPS)
         self.sinusoids = SharedSinusoids(backbone, timestep_layers)
+        ranks = {condition.name: 1 + len(condition.shape) for condition in adapter.conditions(config)}
         self.scalar_sinusoids = nn.ModuleDict(
             {
-                condition: SharedSinusoids(backbone, [f"model.{name}" for name in layers])
+                condition: SharedSinusoids(backbone, [f"model.{name}" for name in layers], ranks[condition])
                 for condition, layers in adapter.scalar_layers(backbone.model).items()
             }
         )
@@ -126,7 +127,9 @@ class StepProgram(Program):
         model_input = sample * weights[:, 0]
         self.sinusoids.publish([_per_branch(rows, branches) for rows in self.sinusoids(timestep)])
         for name, sinusoids in self.scalar_sinusoids.items():
-            sinusoids.publish([_per_branch(rows, branches) for rows in sinusoids(conditions[name])])
+            # Several numbers a sample the model embeds as one list, sample after sample.
+            embedded = (_per_branch(rows, branches) for rows in sinusoids(conditions[name]))
+            sinusoids.publish([rows.flatten(0, -2) for rows in embedded])
         prediction = self.backbone(
             _per_branch(model_input, branches),
             _per_branch(timestep, branches),

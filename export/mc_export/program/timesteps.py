@@ -26,12 +26,13 @@ class SharedSinusoids(nn.Module):
     Args:
         module: where the layers are; changed in place.
         names: of the layers.
+        rank: dimensions of what they embed: 1 for timesteps `[B]`, 2 for several numbers a sample `[B, n]`.
 
     Raises:
         ValueError: a layer is no `Timesteps`, or has no pairs of channels.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], rank: int = 1) -> None:
         super().__init__()
         self._kinds: dict[tuple[int, bool, float, float], int] = {}
         self._published: list[_Published] = []
@@ -43,18 +44,21 @@ class SharedSinusoids(nn.Module):
             if kind not in self._kinds:
                 self._kinds[kind] = len(self._published)
                 self._published.append(_Published())
-                self.register_buffer(f"frequencies_{self._kinds[kind]}", _frequencies(layer), persistent=False)
+                self.register_buffer(f"frequencies_{self._kinds[kind]}", _frequencies(layer, rank), persistent=False)
             parent, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(parent), attribute, _PublishedSinusoids(self._published[self._kinds[kind]]))
 
     def forward(self, timestep: Tensor) -> list[Tensor]:
-        """Timesteps `[B]` to sinusoids `[B, channels]` as `Timesteps` gives them, one for each kind of layer."""
+        """Timesteps `[B]` to sinusoids `[B, channels]` as `Timesteps` gives them, `[B, n]` to `[B, n, channels]`.
+
+        One for each kind of layer.
+        """
         sinusoids = []
         for (_, flip, _, _), index in self._kinds.items():
-            # No reshape lies between the input and this product, [channels / 2, B].
+            # No reshape lies between the input and this product, [channels / 2, B, ...].
             phases = self.get_buffer(f"frequencies_{index}") * timestep
             pair = (phases.cos(), phases.sin()) if flip else (phases.sin(), phases.cos())
-            sinusoids.append(torch.cat(pair).T)
+            sinusoids.append(torch.cat(pair).movedim(0, -1))
         return sinusoids
 
     def publish(self, sinusoids: Sequence[Tensor]) -> None:
@@ -63,11 +67,11 @@ class SharedSinusoids(nn.Module):
             published.value = value
 
 
-def _frequencies(layer: Timesteps) -> Tensor:
-    """Of a layer, `[channels / 2, 1]`."""
+def _frequencies(layer: Timesteps, rank: int) -> Tensor:
+    """Of a layer, `[channels / 2, 1]`, with as many dimensions of 1 as the timesteps have."""
     half = layer.num_channels // 2
     exponents = -math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - layer.downscale_freq_shift)
-    return exponents.exp()[:, None] * layer.scale
+    return exponents.exp().view(-1, *[1] * rank) * layer.scale
 
 
 class _Published:
