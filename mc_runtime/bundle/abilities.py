@@ -67,7 +67,7 @@ class Guidance:
 
     `embedded`: the model takes the scale as an input. `ramp_from`: the scale of a video's first frame, which rises to the
     request's at its last. With one branch and neither, the model takes no guidance. `zero_negative`: zeros stand for the
-    states of an empty negative prompt.
+    states of an empty negative prompt. `true_cfg`: the step engine weighs a negative prompt too, by a scale of its own.
     """
 
     default: float
@@ -75,6 +75,7 @@ class Guidance:
     embedded: bool = False
     ramp_from: float | None = None
     zero_negative: bool = False
+    true_cfg: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.branches <= 3:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     "if left out. With --num-images N: out-0.png, out-1.png and so on.",
 )  # fmt: skip
 @click.option("--negative-prompt", default="", metavar="TEXT", help="What the picture should not show.")
+@click.option(
+    "--true-cfg", type=float, metavar="SCALE",
+    help="Scale of the negative prompt, where the model takes the guidance scale itself (FLUX); 1 is off.",
+)  # fmt: skip
 @options.media_options
 @options.request_options
 @click.option(
@@ -49,6 +53,7 @@ def command(
     prompt: str,
     output: Path | None,
     negative_prompt: str,
+    true_cfg: float | None,
     num_images: int,
     canvas_map: Path | None,
     sheet: Path | None,
@@ -80,6 +85,7 @@ def command(
             check_either(path)
     path = bundle_path(bundle, quiet=as_json)
     from mc_runtime.runtime.runtime import Runtime
+    from mc_runtime.tasks.registry import task_for
 
     runtime = Runtime.load(path, threads=request["threads"], cache_dir=compiled_cache())
     manifest = runtime.manifest
@@ -89,8 +95,10 @@ def command(
     given = media.get("image", [media.get("video")])[0]
     if comparison is not None and given is None:
         raise RequestError("--comparison shows an input beside the result; give --image or --video, or leave it out")
+    task_for(manifest.tasks, request["task"], media)
     name = output or Path("out.mp4" if manifest.frames else "out.png")
-    outputs = Outputs(results_of(name, num_images), canvas_map, sheet, comparison, manifest.frames is not None)
+    results = results_of(name, num_images)
+    outputs = Outputs(results, canvas_map, sheet, comparison, manifest.frames is not None, manifest.tasks)
     outputs.check()
     with progress_bar("drawing", quiet=as_json) as progress:
 
@@ -104,12 +112,13 @@ def command(
             num_images=num_images,
             steps=request["steps"],
             guidance_scale=request["guidance"],
+            true_cfg_scale=true_cfg,
             size=request["size"],
             seed=request["seed"],
             on_step=on_step,
             **media,
         )
-    story = _story(runtime.bundle, prompt, negative_prompt, result, request)
+    story = _story(runtime.bundle, prompt, negative_prompt, result, {**request, "true_cfg": true_cfg})
     write_outputs(result, outputs, None if no_metadata else story, _opened(given) if comparison else None)
     if as_json:
         print_json(_report(path, story, result, outputs))
@@ -159,6 +168,7 @@ def _story(bundle: Bundle, prompt: str, negative_prompt: str, result: Result, re
         "negative_prompt": negative_prompt,
         "steps": manifest.steps.default if request["steps"] is None else request["steps"],
         "guidance": manifest.guidance.default if request["guidance"] is None else request["guidance"],
+        **({"true_cfg": request["true_cfg"]} if request["true_cfg"] is not None else {}),
         "task": result.plan.task,
         "size": list(_size(result)),
         "bundle": manifest.name,

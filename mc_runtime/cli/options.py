@@ -11,7 +11,7 @@ import click
 
 TARGETS = ("onnxruntime", "openvino", "inductor", "inductor-cuda")
 PRECISIONS = ("fp32", "bf16", "int8")
-COMPONENTS = ("vision", "planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
+COMPONENTS = ("vision", "planner", "text_encoder", "image_encoder", "step", "vae_decoder", "vae_encoder")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

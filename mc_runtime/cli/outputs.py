@@ -27,6 +27,7 @@ class Outputs:
         sheet: all results side by side.
         comparison: the input beside the first result.
         of_videos: whether the results are videos.
+        tasks: what the bundle can do.
     """
 
     results: tuple[Path, ...]
@@ -34,6 +35,7 @@ class Outputs:
     sheet: Path | None = None
     comparison: Path | None = None
     of_videos: bool = False
+    tasks: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -48,11 +50,27 @@ class Outputs:
                 "their own"
             )
         for path in (*self.results, *([self.sheet] if self.sheet else [])):
+            self._check_kind(path)
             check_output(path, clip=self.of_videos)
         if self.canvas_map is not None:
             check_output(self.canvas_map)
         if self.comparison is not None:
             check_output(self.comparison, clip=True)
+
+
+    def _check_kind(self, path: Path) -> None:
+        """Raise OutputError for a clip's name where the bundle makes pictures, or the other way round."""
+        from mc_runtime.media.clip_output import CLIP_FORMATS
+        from mc_runtime.media.images import FORMATS
+
+        mine, other = (CLIP_FORMATS, FORMATS) if self.of_videos else (FORMATS, CLIP_FORMATS)
+        suffix = path.suffix.lower()
+        if suffix in other and suffix not in mine:
+            made, missed = ("videos", "picture") if self.of_videos else ("pictures", "video")
+            raise OutputError(
+                f"{path}: the name of a {missed}, but this bundle makes {made} ({', '.join(self.tasks)}); "
+                f"end the name in one of {', '.join(mine)}"
+            )
 
 
 def results_of(output: Path, num_images: int) -> tuple[Path, ...]:

@@ -116,10 +116,13 @@ class Runtime:
         """
         if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
             raise RequestError("plan takes one prompt and one negative prompt as strings; call it once a prompt")
-        guidance = 2.0 if self.manifest.guidance.branches > 1 else None  # a plan serves renders with and without
+        # A plan serves renders with and without guidance.
+        guidance = 2.0 if self.manifest.guidance.branches > 1 else None
+        true_scale = 2.0 if self.manifest.guidance.true_cfg else None
         request = request_for(
-            self.manifest, task, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance, **media
-        )
+            self.manifest, task, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance,
+            true_cfg_scale=true_scale, **media,
+        )  # fmt: skip
         encoded = self._encode(request)
         self._engines.start(dict.fromkeys(self._needed(encoded)))
         return self._plans(request, encoded, Work(), media)[0]
@@ -131,6 +134,7 @@ class Runtime:
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         latents: NDArray[Any] | None = None,
         output: str = "images",
@@ -150,6 +154,7 @@ class Runtime:
             num_images=num_images,
             steps=steps,
             guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
             size=plan.size,
             seed=seed,
             latents=latents,
@@ -171,6 +176,7 @@ class Runtime:
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] = 0,
         latents: NDArray[Any] | None = None,
@@ -188,6 +194,8 @@ class Runtime:
             num_images: pictures, or videos, a prompt.
             steps, guidance_scale, size: the bundle's defaults where None; size is (height, width) in pixels.
                 Guidance is off at 1 and below.
+            true_cfg_scale: of the negative prompt, where the model takes the guidance scale itself (FLUX) and the negative
+                prompt has a scale of its own; off at 1, the default.
             seed: of the first image; the next ones count up. A list names one an image. An image depends on its own
                 seed only, not on what it is made together with.
             latents: unit noise f32 `[images, C, (T,) H, W]` in place of the seeds'.
@@ -212,6 +220,7 @@ class Runtime:
                 num_images=num_images,
                 steps=steps,
                 guidance_scale=guidance_scale,
+                true_cfg_scale=true_cfg_scale,
                 size=size,
                 seed=seed,
                 latents=latents,

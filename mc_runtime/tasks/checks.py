@@ -90,6 +90,19 @@ def checked_guidance(manifest: Manifest, scale: Any) -> float:
     return number
 
 
+def checked_true_cfg(manifest: Manifest, scale: Any, negatives: Sequence[str]) -> float:
+    """The negative prompts' own scale. Raises RequestError where the bundle has none, or a negative prompt would do nothing."""
+    number = checked_number("true_cfg_scale", scale, 0, _LARGEST_FLOAT)
+    if number != 1 and not manifest.guidance.true_cfg:
+        raise RequestError("this bundle weighs a negative prompt by guidance_scale, if at all; leave true_cfg_scale out")
+    if any(negatives) and manifest.guidance.branches == 1:
+        if not manifest.guidance.true_cfg:
+            raise RequestError("this bundle's model takes no negative prompt; leave negative_prompt out")
+        if number <= 1:
+            raise RequestError("a negative prompt has a scale of its own in this bundle; give true_cfg_scale above 1, too")
+    return number
+
+
 def checked_seeds(seed: Any, images: int) -> tuple[int, ...]:
     """One seed a result, counted up from one or given one by one. Raises RequestError."""
     if isinstance(seed, (Sequence, np.ndarray)) and np.ndim(seed) and not isinstance(seed, (str, bytes)):

@@ -30,6 +30,7 @@ class Request:
         steps: denoising steps.
         guidance_scale: at 1 and below classifier-free guidance is off, and only the prompt's branch runs. A model that takes
             the scale as an input takes any.
+        true_cfg_scale: of the negative prompt, where the model takes the guidance scale itself; at 1 and below off.
         size: (height, width) in pixels.
         seeds: one a result, prompt after prompt.
         latents: the caller's own unit noise f32 `[results, C, (T,) H, W]` in place of the seeds' noise.
@@ -48,6 +49,7 @@ class Request:
     num_images: int
     steps: int
     guidance_scale: float
+    true_cfg_scale: float
     size: tuple[int, int]
     seeds: tuple[int, ...]
     latents: NDArray[np.float32] | None
@@ -65,6 +67,7 @@ class Request:
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] = 0,
         latents: Any = None,
@@ -78,8 +81,7 @@ class Request:
         results = len(prompts) * count
         scale = checks.checked_guidance(manifest, guidance_scale)
         negatives = checks.one_each(checks.checked_prompts(negative_prompt, "negative_prompt"), len(prompts))
-        if any(negatives) and manifest.guidance.branches == 1:
-            raise RequestError("this bundle's model takes no negative prompt; leave negative_prompt out")
+        true_scale = checks.checked_true_cfg(manifest, true_cfg_scale, negatives)
         fields = cls.own_fields(manifest, **own)
         shape = latent_shape(manifest, side, fields.get("frames"))
         return cls(
@@ -88,11 +90,12 @@ class Request:
             num_images=count,
             steps=checks.whole_number("steps", manifest.steps.default if steps is None else steps, 1, manifest.steps.max),
             guidance_scale=scale,
+            true_cfg_scale=true_scale,
             size=side,
             seeds=checks.checked_seeds(seed, results),
             latents=None if latents is None else checks.checked_latents(latents, (results, *shape)),
             output=checks.checked_output(output),
-            branch_weights=_branch_weights(manifest, scale, shape),
+            branch_weights=_branch_weights(manifest, true_scale if manifest.guidance.true_cfg else scale, shape),
             latent_shape=shape,
             **fields,
         )
@@ -155,7 +158,7 @@ def latent_shape(manifest: Manifest, size: tuple[int, int], frames: int | None =
 
 def _branch_weights(manifest: Manifest, scale: float, shape: tuple[int, ...]) -> NDArray[np.float32]:
     ramp, guidance = manifest.guidance.ramp_from, manifest.guidance
-    if guidance.embedded or guidance.branches == 1 or scale <= 1:
+    if (guidance.branches == 1 and not guidance.true_cfg) or scale <= 1:
         return np.ones((1, shape[1]) if ramp is not None else 1, np.float32)
     scales: Any = scale if ramp is None else np.linspace(ramp, scale, shape[1], dtype=np.float32)
     return np.stack([np.asarray(scales, np.float32), np.asarray(1 - scales, np.float32)])

@@ -61,20 +61,24 @@ def test_stable_video_diffusion_needs_a_picture_and_draws_its_noise_by_seed(tmp_
     assert np.abs(together[0] - together[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("image", [None, PICTURE], ids=["text", "edit"])
-def test_flux_kontext(tmp_path: Path, image: Image.Image | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("image", "true_cfg"), [(None, 2.5), (PICTURE, 1.0), (PICTURE, 3.0)], ids=["text", "edit", "true-cfg"])
+def test_flux_kontext(
+    tmp_path: Path, image: Image.Image | None, true_cfg: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(24, 48), (48, 28), (36, 32)])
     folder = tiny_stock_flux(tmp_path / "flux", seed=5, num_layers=1, num_single_layers=1)
     pipeline, reference = both(FluxKontextPipeline, folder)
     prompts, noise = ["make it red", "a square"], noise_of(2, FLUX_CHANNELS, 18, 10)
     expected = pipeline(
         prompt=prompts, image=image, height=36, width=20, max_area=36 * 20, num_inference_steps=STEPS, guidance_scale=4.3,
+        negative_prompt=["blurry"] * 2, true_cfg_scale=true_cfg,
         latents=pipeline._pack_latents(torch.from_numpy(noise), *noise.shape), output_type="latent",
     ).images  # fmt: skip
     media = {} if image is None else {"image": image}
     result = reference.generate(
-        prompts, size=(36, 20), steps=STEPS, guidance_scale=4.3, latents=noise, output="latents", **media
-    )
+        prompts, negative_prompt="blurry", size=(36, 20), steps=STEPS, guidance_scale=4.3, true_cfg_scale=true_cfg,
+        latents=noise, output="latents", **media,
+    )  # fmt: skip
     assert_same_latents(torch.from_numpy(result.latents), pipeline._unpack_latents(expected, 36, 20, 2))
 
 

@@ -31,23 +31,28 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Runtim
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(24, 48), (32, 36), (36, 32), (48, 24)])
         checkpoint = tiny_stock_flux(folder / "checkpoint", seed=5, num_layers=1, num_single_layers=1)
-        build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, max_batch=2, sizes=SIZES))
+        build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, max_batch=2))
         pipeline = FluxKontextPipeline.from_pretrained(str(checkpoint))
         pipeline.set_progress_bar_config(disable=True)
         yield pipeline, Runtime.load(folder / "bundle", threads=1)
 
 
 @pytest.mark.parametrize(
-    ("image", "size", "prompts", "scale"),
+    ("image", "size", "prompts", "scale", "true_cfg"),
     [
-        (None, SIZES[0], ["a red circle"], 4.3),
-        (PICTURE, SIZES[0], ["make the circle blue"], 4.3),
-        (PICTURE, SIZES[1], ["make the circle blue", "remove the square"], 2.5),
+        (None, SIZES[0], ["a red circle"], 4.3, 1.0),
+        (PICTURE, SIZES[0], ["make the circle blue"], 4.3, 3.0),
+        (PICTURE, SIZES[1], ["make the circle blue", "remove the square"], 2.5, 1.0),
     ],
-    ids=["text", "edit", "two-edits"],
+    ids=["text", "edit-true-cfg", "two-edits"],
 )
 def test_pictures_equal_the_pipelines(
-    pair: tuple[Any, Runtime], image: Image.Image | None, size: tuple[int, int], prompts: list[str], scale: float
+    pair: tuple[Any, Runtime],
+    image: Image.Image | None,
+    size: tuple[int, int],
+    prompts: list[str],
+    scale: float,
+    true_cfg: float,
 ) -> None:
     pipeline, runtime = pair
     height, width = size
@@ -56,10 +61,13 @@ def test_pictures_equal_the_pipelines(
     arguments: dict[str, Any] = {
         "prompt": prompts, "image": image, "height": height, "width": width, "max_area": height * width,
         "num_inference_steps": STEPS, "guidance_scale": scale,
+        "negative_prompt": ["blurry"] * len(prompts), "true_cfg_scale": true_cfg,
         "latents": pipeline._pack_latents(torch.from_numpy(noise), *shape),
     }  # fmt: skip
-    media = {"image": image} if image else {}
-    result = runtime.generate(prompts, size=size, steps=STEPS, guidance_scale=scale, latents=noise, **media)
+    asked: dict[str, Any] = {"image": image} if image else {}
+    if true_cfg > 1:
+        asked |= {"negative_prompt": "blurry", "true_cfg_scale": true_cfg}
+    result = runtime.generate(prompts, size=size, steps=STEPS, guidance_scale=scale, latents=noise, **asked)
     expected = pipeline._unpack_latents(pipeline(**arguments, output_type="latent").images, height, width, 2).numpy()
     error, spread = np.abs(result.latents - expected).max(), expected.max() - expected.min()
     assert error <= 1e-3 * spread, f"{error:.2e} of {spread:.2f}"

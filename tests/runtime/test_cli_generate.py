@@ -55,6 +55,14 @@ def test_writes_the_picture_and_says_where(bundle: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
+def test_a_clips_name_on_a_bundle_of_pictures_names_what_it_can_do(bundle: Path, tmp_path: Path) -> None:
+    result = generate(bundle, PROMPT, "-o", tmp_path / "boat.mp4")
+    assert result.exit_code == 2
+    assert "this bundle makes pictures (text-to-image); end the name in one of .png" in result.stderr
+    result = generate(bundle, PROMPT, "-o", tmp_path / "boat.mp4", "--image", tmp_path / "day.jpg")
+    assert "it can do text-to-image (needs a prompt alone)" in result.stderr
+
+
 def test_the_same_seed_gives_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         assert generate(bundle, PROMPT, "--seed", 3, "-o", tmp_path / name).exit_code == 0

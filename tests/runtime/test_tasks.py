@@ -122,6 +122,20 @@ def test_a_scale_that_the_model_is_told_makes_no_branch(manifest: Manifest) -> N
         request_for(embedded, prompt="a", negative_prompt="blurry")
 
 
+def test_a_negative_prompt_with_a_scale_of_its_own(manifest: Manifest) -> None:
+    both = able(manifest, "text-to-image", guidance=Guidance(default=2.5, branches=1, embedded=True, true_cfg=True))
+    assert request_for(both, prompt="a", guidance_scale=7.0).branch_weights.tolist() == [1]
+    request = request_for(both, prompt="a", guidance_scale=7.0, true_cfg_scale=3.0, negative_prompt="blurry")
+    assert request.branch_weights.tolist() == [3, -2]
+    assert request.guidance_scale == 7
+    with pytest.raises(RequestError, match="give true_cfg_scale above 1, too"):
+        request_for(both, prompt="a", negative_prompt="blurry")
+    with pytest.raises(RequestError, match="true_cfg_scale must be a number"):
+        request_for(both, prompt="a", true_cfg_scale=float("nan"))
+    with pytest.raises(RequestError, match="leave true_cfg_scale out"):
+        request_for(able(manifest, "text-to-image"), prompt="a", true_cfg_scale=3.0)
+
+
 def test_default_request_is_of_a_task_that_needs_no_input(manifest: Manifest, tmp_path: Path) -> None:
     assert default_request(able(manifest, "image-editing"), prompt="") is None
     request = default_request(able(manifest, "image-editing", "text-to-image"), prompt="")

@@ -90,6 +90,7 @@ class ReferencePipeline:
         num_images: int = 1,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
         size: tuple[int, int] | None = None,
         conditions: Mapping[str, np.ndarray] | None = None,
         seed: int | Sequence[int] = 0,
@@ -116,7 +117,8 @@ class ReferencePipeline:
         shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
 
         branches = [self.conditions(prompts, size, canvas, media=given.media)]
-        if adapter.weighs_branches(scale):
+        weight = true_cfg_scale if adapter.embeds_guidance else scale
+        if adapter.guidance_branches > 1 and weight > 1:
             negatives = [negative_prompt] * len(prompts)
             branches.append(self.conditions(negatives, size, canvas, negative=True, media=given.media))
         branches = [_repeated(branch, num_images) for branch in branches]
@@ -126,7 +128,7 @@ class ReferencePipeline:
             latents = np.stack([initial_noise(each, shape) for each in seeds])
         encoder = MediaEncoder(self.checkpoint, self.vae, self.dtype)
         told = told_by_request(Asked(self.checkpoint, extents, scale, seeds, given, encoder), len(branches), conditions)
-        denoised = self.denoise(torch.from_numpy(latents), branches, steps, scale, told)
+        denoised = self.denoise(torch.from_numpy(latents), branches, steps, weight, told)
         if output == "latents":
             return ReferenceResult(denoised.numpy())
         if denoised.ndim == 5:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mc_export.backbones.base import Condition
+from mc_export.backbones.spec import Condition
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.reference.media import Given, MediaEncoder
 from mc_runtime.bundle.manifest import ConditionSource
