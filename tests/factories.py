@@ -202,16 +202,6 @@ def tiny_metacanvas_checkpoint(
 
     A task beside text-to-image gives its planner eyes; `prompt` is that part of its `metacanvas.json`.
     """
-    planner = tiny_planner(seed, layers=layers)
-    config = MetaCanvasConfig.model_validate(
-        {
-            "conditioning": conditioning, "tasks": tasks, "prompt": prompt or {},
-            "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8},
-        }
-    )  # fmt: skip
-    canvas = CanvasModel(config, PLANNER_DIM, BACKBONE_DIM, CONTEXT_DIM)
-    if random_projections:
-        randomize_projections(canvas.canvas_connector, seed)
     components: dict[str, Any] = {
         "transformer": tiny_sana(seed + 1, num_layers=layers),
         "vae": tiny_vae(seed + 2),
@@ -219,12 +209,47 @@ def tiny_metacanvas_checkpoint(
     }
     if conditioning == "text_encoder":
         components["text_encoder"], components["tokenizer"] = tiny_text_encoder(seed + 3)
-    save_checkpoint(
-        folder, config, planner=planner, processors=tiny_processors(), canvas=canvas, components=components,
-        pipeline_class="SanaPipeline",
-    )  # fmt: skip
+    settings = {
+        "conditioning": conditioning, "tasks": tasks, "prompt": prompt or {},
+        "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8},
+    }  # fmt: skip
+    widths = (BACKBONE_DIM, CONTEXT_DIM, None)
+    save_metacanvas(folder, seed, components, "SanaPipeline", settings, widths, random_projections, layers)
     if lora:
-        save_random_lora(planner, folder / "planner_lora", seed)
+        save_random_lora(tiny_planner(seed, layers=layers), folder / "planner_lora", seed)
+    return folder
+
+
+def save_metacanvas(
+    folder: Path,
+    seed: int,
+    components: dict[str, Any],
+    pipeline_class: str,
+    settings: dict[str, Any],
+    widths: tuple[int, int, int | None],
+    random_projections: bool = True,
+    layers: int = 2,
+) -> Path:
+    """A MetaCanvas checkpoint around a pipeline's components.
+
+    Args:
+        folder: where it goes.
+        seed: of planner and canvas.
+        components: of the pipeline, by name.
+        pipeline_class: as `model_index.json` names it.
+        settings: of `metacanvas.json`.
+        widths: of the backbone's patch-embedded latents, of its context, and of its pooled vector if it takes one.
+        random_projections: whether the projections that start at zero are random, too.
+        layers: of the planner.
+    """
+    config = MetaCanvasConfig.model_validate(settings)
+    canvas = CanvasModel(config, PLANNER_DIM, *widths)
+    if random_projections:
+        randomize_projections(canvas.canvas_connector, seed)
+    save_checkpoint(
+        folder, config, planner=tiny_planner(seed, layers=layers), processors=tiny_processors(), canvas=canvas,
+        components=components, pipeline_class=pipeline_class,
+    )  # fmt: skip
     return folder
 
 

@@ -30,11 +30,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from mc_export.checkpoint.save import save_checkpoint
-from mc_export.model.canvas_connector import randomize_projections
-from mc_export.model.canvas_model import CanvasModel
-from mc_export.model.config import MetaCanvasConfig
-from tests.factories import PLANNER_DIM, tiny_planner, tiny_processors
+from tests.factories import save_metacanvas
 from tests.tiny_tokenizers import clip_tokenizer
 
 UNET_DIM, UNET_CONTEXT_DIM, SDXL_POOLED_DIM = 32, 40, 24
@@ -121,33 +117,16 @@ def tiny_stock_sdxl(folder: Path, seed: int = 0, **options: Any) -> Path:
     return folder
 
 
-def tiny_metacanvas_sdxl(folder: Path, seed: int = 0, conditioning: str = "planner", random_projections: bool = True) -> Path:
+def tiny_metacanvas_sdxl(
+    folder: Path, seed: int = 0, conditioning: str = "planner", random_projections: bool = True, **settings: Any
+) -> Path:
     """A MetaCanvas checkpoint: canvas 1 x 4 x 4 on 32 x 32 pixels, latents 16 x 16 (so the canvas is interpolated)."""
     components: dict[str, Any] = {"unet": tiny_sdxl(seed + 1), "vae": tiny_sd_vae(seed + 2), "scheduler": sdxl_scheduler()}
     if conditioning == "text_encoder":
         components |= sdxl_text(seed + 3)
-    canvas = {"conditioning": conditioning, "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8}}
-    return _with_canvas(folder, seed, components, "StableDiffusionXLPipeline", canvas, SDXL_POOLED_DIM, random_projections)
-
-
-def _with_canvas(
-    folder: Path,
-    seed: int,
-    components: dict[str, Any],
-    pipeline_class: str,
-    settings: dict[str, Any],
-    pooled: int | None,
-    random_projections: bool,
-) -> Path:
-    config = MetaCanvasConfig.model_validate(settings)
-    canvas = CanvasModel(config, PLANNER_DIM, UNET_DIM, UNET_CONTEXT_DIM, pooled)
-    if random_projections:
-        randomize_projections(canvas.canvas_connector, seed)
-    save_checkpoint(
-        folder, config, planner=tiny_planner(seed), processors=tiny_processors(), canvas=canvas, components=components,
-        pipeline_class=pipeline_class,
-    )  # fmt: skip
-    return folder
+    canvas = {"conditioning": conditioning, "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8}, **settings}
+    widths = (UNET_DIM, UNET_CONTEXT_DIM, SDXL_POOLED_DIM)
+    return save_metacanvas(folder, seed, components, "StableDiffusionXLPipeline", canvas, widths, random_projections)
 
 
 def tiny_animatediff_parts(seed: int, **adapter: Any) -> tuple[UNet2DConditionModel, MotionAdapter]:
@@ -196,11 +175,12 @@ def tiny_stock_animatediff(folder: Path, seed: int = 0, scheduler: SchedulerMixi
     return folder
 
 
-def tiny_metacanvas_animatediff(folder: Path, seed: int = 0, random_projections: bool = True) -> Path:
+def tiny_metacanvas_animatediff(folder: Path, seed: int = 0, random_projections: bool = True, **settings: Any) -> Path:
     """A MetaCanvas checkpoint: three keyframes of 4 x 4 on 32 x 32 pixels, latents 16 x 16; the planner conditions."""
     components = {"unet": tiny_animatediff(seed + 1), "vae": tiny_sd_vae(seed + 2), "scheduler": ddim_scheduler()}
     canvas = {"tasks": ("text-to-video",), "canvas": {"grid": (3, 4, 4), "pixels_per_token": 8}}
-    return _with_canvas(folder, seed, components, "AnimateDiffPipeline", canvas, None, random_projections)
+    widths = (UNET_DIM, UNET_CONTEXT_DIM, None)
+    return save_metacanvas(folder, seed, components, "AnimateDiffPipeline", {**canvas, **settings}, widths, random_projections)
 
 
 def tiny_svd(seed: int) -> UNetSpatioTemporalConditionModel:
@@ -255,8 +235,9 @@ def tiny_stock_svd(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_metacanvas_svd(folder: Path, seed: int = 0, random_projections: bool = True) -> Path:
+def tiny_metacanvas_svd(folder: Path, seed: int = 0, random_projections: bool = True, **settings: Any) -> Path:
     """A MetaCanvas checkpoint: three keyframes of 3 x 5 on 24 x 44 pixels, latents 12 x 22; the planner conditions."""
     components = {"unet": tiny_svd(seed + 1), "vae": tiny_temporal_vae(seed + 2), "scheduler": svd_scheduler()}
-    canvas = {"tasks": ("image-to-video",), "canvas": {"grid": (3, 3, 6), "pixels_per_token": 8}}
-    return _with_canvas(folder, seed, components, "StableVideoDiffusionPipeline", canvas, None, random_projections)
+    canvas = {"tasks": ("image-to-video",), "canvas": {"grid": (3, 3, 6), "pixels_per_token": 8}, **settings}
+    widths = (UNET_DIM, UNET_CONTEXT_DIM, None)
+    return save_metacanvas(folder, seed, components, "StableVideoDiffusionPipeline", canvas, widths, random_projections)

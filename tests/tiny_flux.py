@@ -16,11 +16,7 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from mc_export.checkpoint.save import save_checkpoint
-from mc_export.model.canvas_connector import randomize_projections
-from mc_export.model.canvas_model import CanvasModel
-from mc_export.model.config import CanvasConfig, MetaCanvasConfig
-from tests.factories import PLANNER_DIM, tiny_planner, tiny_processors
+from tests.factories import save_metacanvas
 from tests.tiny_tokenizers import clip_tokenizer, t5_tokenizer
 
 FLUX_DIM, FLUX_CONTEXT_DIM, FLUX_POOLED_DIM, FLUX_CHANNELS = 64, 48, 32, 4
@@ -104,16 +100,15 @@ def tiny_stock_flux(folder: Path, seed: int = 0, kind: str = "flux-kontext", sch
     return folder
 
 
-def tiny_metacanvas_flux(folder: Path, seed: int = 0, conditioning: str = "planner", random_projections: bool = True) -> Path:
-    """A MetaCanvas checkpoint of FLUX.1-Kontext: canvas 1 x 4 x 4 on 32 x 32 pixels, 8 x 8 tokens (so it is interpolated)."""
-    config = MetaCanvasConfig(
-        tasks=("text-to-image", "image-editing"),
-        conditioning=conditioning,
-        canvas=CanvasConfig(grid=(1, 4, 4), pixels_per_token=8),
-    )
-    canvas = CanvasModel(config, PLANNER_DIM, FLUX_DIM, FLUX_CONTEXT_DIM, FLUX_POOLED_DIM)
-    if random_projections:
-        randomize_projections(canvas.canvas_connector, seed)
+def tiny_metacanvas_flux(
+    folder: Path,
+    seed: int = 0,
+    conditioning: str = "planner",
+    random_projections: bool = True,
+    kind: str = "flux-kontext",
+    **settings: Any,
+) -> Path:
+    """A MetaCanvas checkpoint of FLUX: canvas 1 x 4 x 4 on 32 x 32 pixels, 8 x 8 tokens (so it is interpolated)."""
     components: dict[str, Any] = {
         "transformer": tiny_flux(seed + 1),
         "vae": tiny_kl_vae(seed + 2),
@@ -121,8 +116,9 @@ def tiny_metacanvas_flux(folder: Path, seed: int = 0, conditioning: str = "plann
     }
     if conditioning == "text_encoder":
         components |= tiny_flux_text(seed + 3)
-    save_checkpoint(
-        folder, config, planner=tiny_planner(seed), processors=tiny_processors(), canvas=canvas, components=components,
-        pipeline_class="FluxKontextPipeline",
-    )  # fmt: skip
-    return folder
+    canvas = {
+        "tasks": ("text-to-image", "image-editing"), "conditioning": conditioning,
+        "canvas": {"grid": (1, 4, 4), "pixels_per_token": 8}, **settings,
+    }  # fmt: skip
+    widths = (FLUX_DIM, FLUX_CONTEXT_DIM, FLUX_POOLED_DIM)
+    return save_metacanvas(folder, seed, components, PIPELINES[kind].__name__, canvas, widths, random_projections)

@@ -9,11 +9,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from mc_export.checkpoint.save import save_checkpoint
-from mc_export.model.canvas_connector import randomize_projections
-from mc_export.model.canvas_model import CanvasModel
-from mc_export.model.config import CanvasConfig, MetaCanvasConfig
-from tests.factories import PLANNER_DIM, tiny_planner, tiny_processors, tiny_wan_autoencoder
+from tests.factories import save_metacanvas, tiny_wan_autoencoder
 
 CHANNELS, WIDTH, TEXT_DIM, BLOCKS = 4, 64, 48, 2
 WORDS = ("a", "red", "circle", "square", "moves", "left", "right", "and", "the", "of", "video", "cat", "s", "ing")
@@ -81,16 +77,10 @@ def tiny_stock_wan(folder: Path, seed: int = 0, image_to_video: bool = False, sh
 
 
 def tiny_metacanvas_wan(
-    folder: Path, seed: int = 0, clips: bool = True, tasks: tuple[str, ...] = ("text-to-video",)
+    folder: Path, seed: int = 0, clips: bool = True, tasks: tuple[str, ...] = ("text-to-video",), **settings: Any
 ) -> Path:
     """A MetaCanvas checkpoint: three keyframes of 2 x 3 tokens on 64 x 96 pixels, where the latent grid is 4 x 6 tokens."""
-    config = MetaCanvasConfig(tasks=tasks, canvas=CanvasConfig(grid=(3, 2, 3), pixels_per_token=32))
-    canvas = CanvasModel(config, PLANNER_DIM, WIDTH, TEXT_DIM)
-    randomize_projections(canvas.canvas_connector, seed)
+    canvas = {"tasks": tasks, "canvas": {"grid": (3, 2, 3), "pixels_per_token": 32}, **settings}
     vae = tiny_wan_autoencoder("2.2", seed + 2)
-    save_checkpoint(
-        folder, config, planner=tiny_planner(seed), processors=tiny_processors(), canvas=canvas,
-        components={"transformer": tiny_wan(seed + 1, clips), "vae": vae, "scheduler": unipc()},
-        pipeline_class="WanPipeline",
-    )  # fmt: skip
-    return folder
+    components = {"transformer": tiny_wan(seed + 1, clips), "vae": vae, "scheduler": unipc()}
+    return save_metacanvas(folder, seed, components, "WanPipeline", canvas, (WIDTH, TEXT_DIM, None))

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from mc_export.backbones.animatediff import AnimateDiff
 from mc_export.checkpoint import load_checkpoint
-from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
+from mc_export.model.canvas_connector import CanvasConnector
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.step import StepProgram
 from tests.export.backbones.drive import assert_same_latents
-from tests.export.backbones.engines import Graph
+from tests.export.backbones.injected import check_plain_loop, check_zero_projections
 from tests.export.backbones.stock import Stock
 from tests.export.test_canvas_injection import plain_step_block
-from tests.factories import PLANNER_DIM
 from tests.factories_unet import UNET_CONTEXT_DIM, UNET_DIM, tiny_animatediff, tiny_stock_animatediff
 
 STEPS = 3
@@ -44,33 +43,19 @@ def inputs(shape: tuple, seed: int, masked: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_zero_projections_leave_the_backbone_bit_identical(shape: tuple) -> None:
-    model, connector = tiny_animatediff(seed=11), CanvasConnector(PLANNER_DIM, UNET_DIM)
     feeds = inputs(shape, seed=5, masked=False)
-    keys = set(model.state_dict())
-    with torch.no_grad():
-        repeated = feeds["context"].repeat_interleave(shape[1], dim=0)
-        published = model(feeds["sample"], feeds["timestep"], repeated).sample
-        injected = CanvasBackbone(AnimateDiff(), model, connector)(**feeds)
-    assert torch.equal(injected, published)
-    assert set(model.state_dict()) == keys
+
+    def published(model: nn.Module) -> Tensor:
+        return model(feeds["sample"], feeds["timestep"], feeds["context"].repeat_interleave(shape[1], dim=0)).sample
+
+    check_zero_projections(AnimateDiff(), tiny_animatediff(seed=11), feeds, published)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_random_projections_equal_a_plain_loop(shape: tuple, masked: bool) -> None:
-    connector = CanvasConnector(PLANNER_DIM, UNET_DIM).eval()
-    randomize_projections(connector, seed=13)
     feeds = inputs(shape, seed=6, masked=masked)
-    prepared = CanvasBackbone(AnimateDiff(), tiny_animatediff(seed=12), connector)
-    context = AnimateDiff().context_preparation(prepared.model)
-    with torch.no_grad():
-        expected = plain_prediction(tiny_animatediff(seed=12), connector, **feeds)
-        torch.testing.assert_close(prepared(**feeds), expected, atol=2e-5, rtol=1e-4)
-        AnimateDiff().prepare_for_export(prepared.model)
-        states = context(feeds["context"])
-        assert states.shape[-1] == AnimateDiff().prepared_context_width(prepared.model.config)
-        actual = prepared(**{**feeds, "context": states})
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    check_plain_loop(AnimateDiff(), lambda: tiny_animatediff(seed=12), feeds, plain_prediction)
 
 
 def plain_prediction(
@@ -113,34 +98,10 @@ def plain_prediction(
     return output.unflatten(0, (batch, frames)).transpose(1, 2)
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The step with a canvas of three keyframes."""
-    connector, model = CanvasConnector(PLANNER_DIM, UNET_DIM).eval(), tiny_animatediff(seed=2)
-    randomize_projections(connector, seed=3)
-    width = AnimateDiff().prepared_context_width(model.config)
-    program = StepProgram(CanvasBackbone(AnimateDiff(), model, connector), width, keyframes=3)
-    assert program.axes["T"].max == 16
-    return Graph(program, tmp_path_factory.mktemp("graphs") / "step.onnx")
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    "extents",
-    [
-        {"B": 1, "G": 2, "T": 5, "H": 6, "W": 14, "L": 5, "h": 3, "w": 2},
-        {"B": 3, "G": 1, "T": 1, "H": 10, "W": 6, "L": 77, "h": 2, "w": 5},
-    ],
-)
-def test_the_step_in_onnxruntime(graph: Graph, extents: dict[str, int]) -> None:
-    assert graph.onnxruntime_error(extents) <= 2e-5
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(("hint", "tolerance"), [("f32", 1e-4), ("bf16", 0.05)])
-def test_the_step_in_openvino(graph: Graph, hint: str, tolerance: float) -> None:
-    extents = {"B": 1, "G": 2, "T": 4, "H": 10, "W": 14, "L": 9, "h": 3, "w": 4}
-    assert graph.openvino_error(extents, hint) <= tolerance
+def test_a_clip_has_as_many_frames_as_there_are_positions() -> None:
+    model = tiny_animatediff(seed=2)
+    program = StepProgram(CanvasBackbone(AnimateDiff(), model, None), AnimateDiff().prepared_context_width(model.config))
+    assert program.axes["T"].max == model.config.motion_max_seq_length == 16
 
 
 @pytest.fixture(scope="module", params=["ddim", "euler"])

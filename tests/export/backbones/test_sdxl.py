@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from mc_export.backbones.sdxl import Sdxl
 from mc_export.checkpoint import load_checkpoint
-from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
-from mc_export.model.injection import CanvasBackbone
-from mc_export.program.step import StepProgram
+from mc_export.model.canvas_connector import CanvasConnector
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_runtime.errors import CheckpointError
 from tests.export.backbones.drive import assert_same_latents
 from tests.export.backbones.engines import Graph
+from tests.export.backbones.injected import check_plain_loop, check_zero_projections
 from tests.export.backbones.stock import Stock
 from tests.export.test_canvas_injection import plain_step_block
-from tests.factories import PLANNER_DIM
 from tests.factories_unet import SDXL_POOLED_DIM, UNET_CONTEXT_DIM, UNET_DIM, tiny_sdxl, tiny_stock_sdxl
 
 STEPS = 4
@@ -49,37 +47,20 @@ def inputs(shape: tuple, seed: int, masked: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_zero_projections_leave_the_backbone_bit_identical(shape: tuple) -> None:
-    model, connector = tiny_sdxl(seed=11), CanvasConnector(PLANNER_DIM, UNET_DIM)
     feeds = inputs(shape, seed=5, masked=False)
-    keys = set(model.state_dict())
-    with torch.no_grad():
-        published = model(
-            feeds["sample"],
-            feeds["timestep"],
-            feeds["context"],
-            added_cond_kwargs={"text_embeds": feeds["pooled"], "time_ids": feeds["size_ids"]},
-        ).sample
-        injected = CanvasBackbone(Sdxl(), model, connector)(**feeds)
-    assert torch.equal(injected, published)
-    assert set(model.state_dict()) == keys
+
+    def published(model: nn.Module) -> Tensor:
+        told = {"text_embeds": feeds["pooled"], "time_ids": feeds["size_ids"]}
+        return model(feeds["sample"], feeds["timestep"], feeds["context"], added_cond_kwargs=told).sample
+
+    check_zero_projections(Sdxl(), tiny_sdxl(seed=11), feeds, published)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_random_projections_equal_a_plain_loop(shape: tuple, masked: bool) -> None:
-    connector = CanvasConnector(PLANNER_DIM, UNET_DIM).eval()
-    randomize_projections(connector, seed=13)
     feeds = inputs(shape, seed=6, masked=masked)
-    prepared = CanvasBackbone(Sdxl(), tiny_sdxl(seed=12), connector)
-    context = Sdxl().context_preparation(prepared.model)
-    with torch.no_grad():
-        expected = plain_prediction(tiny_sdxl(seed=12), connector, **feeds)
-        torch.testing.assert_close(prepared(**feeds), expected, atol=2e-5, rtol=1e-4)
-        Sdxl().prepare_for_export(prepared.model)
-        states = context(feeds["context"])
-        assert states.shape[-1] == Sdxl().prepared_context_width(prepared.model.config)
-        actual = prepared(**{**feeds, "context": states})
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    check_plain_loop(Sdxl(), lambda: tiny_sdxl(seed=12), feeds, plain_prediction)
 
 
 def plain_prediction(
@@ -114,32 +95,6 @@ def plain_prediction(
         hidden = block(hidden, used, emb, **crossing) if hasattr(block, "attentions") else block(hidden, used, emb)
         skipped = rest
     return model.conv_out(F.silu(model.conv_norm_out(hidden)))
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The step with a canvas."""
-    connector, model = CanvasConnector(PLANNER_DIM, UNET_DIM).eval(), tiny_sdxl(seed=2, transformer_layers_per_block=1)
-    randomize_projections(connector, seed=3)
-    width = Sdxl().prepared_context_width(model.config)
-    program = StepProgram(CanvasBackbone(Sdxl(), model, connector), width)
-    return Graph(program, tmp_path_factory.mktemp("graphs") / "step.onnx")
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    "extents",
-    [{"B": 1, "G": 2, "H": 6, "W": 14, "L": 5, "h": 3, "w": 2}, {"B": 3, "G": 1, "H": 10, "W": 6, "L": 77, "h": 2, "w": 5}],
-)
-def test_the_step_in_onnxruntime(graph: Graph, extents: dict[str, int]) -> None:
-    assert graph.onnxruntime_error(extents) <= 2e-5
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(("hint", "tolerance"), [("f32", 1e-4), ("bf16", 0.05)])
-def test_the_step_in_openvino(graph: Graph, hint: str, tolerance: float) -> None:
-    extents = {"B": 1, "G": 2, "H": 10, "W": 14, "L": 9, "h": 3, "w": 4}
-    assert graph.openvino_error(extents, hint) <= tolerance
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from mc_export.backbones.svd import StableVideoDiffusion
 from mc_export.model.antialiasing import antialiased_resize_matrix
-from mc_export.model.canvas_connector import CanvasConnector, randomize_projections
-from mc_export.model.injection import CanvasBackbone
+from mc_export.model.canvas_connector import CanvasConnector
 from mc_export.program.image_encoder import ImageEncoderProgram
-from mc_export.program.step import StepProgram
 from tests.export.backbones.drive import Told, assert_same_latents
 from tests.export.backbones.engines import Graph
+from tests.export.backbones.injected import check_plain_loop, check_zero_projections
 from tests.export.backbones.stock import Stock, without
 from tests.export.test_canvas_injection import plain_step_block
-from tests.factories import PLANNER_DIM
 from tests.factories_unet import UNET_CONTEXT_DIM, UNET_DIM, tiny_stock_svd, tiny_svd
 
 STEPS = 4
@@ -57,33 +55,20 @@ def model_input(sample: Tensor, image_latents: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_zero_projections_leave_the_backbone_bit_identical(shape: tuple) -> None:
-    model, connector = tiny_svd(seed=11), CanvasConnector(PLANNER_DIM, UNET_DIM)
     feeds = inputs(shape, seed=5, masked=False)
-    keys = set(model.state_dict())
-    with torch.no_grad():
+
+    def published(model: nn.Module) -> Tensor:
         frames = model_input(feeds["sample"], feeds["image_latents"])
-        published = model(frames, feeds["timestep"], feeds["context"], feeds["motion_ids"]).sample
-        injected = CanvasBackbone(StableVideoDiffusion(), model, connector)(**feeds)
-    assert torch.equal(injected, published.transpose(1, 2))
-    assert set(model.state_dict()) == keys
+        return model(frames, feeds["timestep"], feeds["context"], feeds["motion_ids"]).sample.transpose(1, 2)
+
+    check_zero_projections(StableVideoDiffusion(), tiny_svd(seed=11), feeds, published)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_random_projections_equal_a_plain_loop(shape: tuple, masked: bool) -> None:
-    connector = CanvasConnector(PLANNER_DIM, UNET_DIM).eval()
-    randomize_projections(connector, seed=13)
     feeds = inputs(shape, seed=6, masked=masked)
-    prepared = CanvasBackbone(StableVideoDiffusion(), tiny_svd(seed=12), connector)
-    context = StableVideoDiffusion().context_preparation(prepared.model)
-    with torch.no_grad():
-        expected = plain_prediction(tiny_svd(seed=12), connector, **feeds)
-        torch.testing.assert_close(prepared(**feeds), expected, atol=2e-5, rtol=1e-4)
-        StableVideoDiffusion().prepare_for_export(prepared.model)
-        states = context(feeds["context"])
-        assert states.shape[-1] == StableVideoDiffusion().prepared_context_width(prepared.model.config)
-        actual = prepared(**{**feeds, "context": states})
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    check_plain_loop(StableVideoDiffusion(), lambda: tiny_svd(seed=12), feeds, plain_prediction)
 
 
 def plain_prediction(model: nn.Module, connector: CanvasConnector, **feeds: Tensor) -> Tensor:
@@ -129,35 +114,6 @@ def plain_sample(
         hidden = block(hidden, res_hidden_states_tuple=used, **told)
         skipped = rest
     return model.conv_out(F.silu(model.conv_norm_out(hidden))).transpose(0, 1)[None]
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The step with a canvas of three keyframes."""
-    connector, model = CanvasConnector(PLANNER_DIM, UNET_DIM).eval(), tiny_svd(seed=2)
-    randomize_projections(connector, seed=3)
-    width = StableVideoDiffusion().prepared_context_width(model.config)
-    program = StepProgram(CanvasBackbone(StableVideoDiffusion(), model, connector), width, keyframes=3)
-    return Graph(program, tmp_path_factory.mktemp("graphs") / "step.onnx")
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(
-    "extents",
-    [
-        {"B": 1, "G": 2, "T": 5, "H": 6, "W": 14, "L": 1, "h": 3, "w": 2},
-        {"B": 3, "G": 1, "T": 2, "H": 10, "W": 6, "L": 12, "h": 2, "w": 5},
-    ],
-)
-def test_the_step_in_onnxruntime(graph: Graph, extents: dict[str, int]) -> None:
-    assert graph.onnxruntime_error(extents) <= 2e-5
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize(("hint", "tolerance"), [("f32", 1e-4), ("bf16", 0.05)])
-def test_the_step_in_openvino(graph: Graph, hint: str, tolerance: float) -> None:
-    extents = {"B": 1, "G": 2, "T": 4, "H": 10, "W": 14, "L": 1, "h": 3, "w": 4}
-    assert graph.openvino_error(extents, hint) <= tolerance
 
 
 @pytest.mark.parametrize("size", [(224, 224), (1024, 576), (225, 223), (16, 300), (336, 449), (2000, 1125)])
