@@ -44,7 +44,7 @@ demo-video: $(BIN)/.ready-build  ## the same for the checkpoint that makes video
 test: $(BIN)/.ready-dev  ## the tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not matrix" $(ARGS)
 
-test-all: $(BIN)/.ready-dev  ## all tests, with those of every backbone's whole bundle (half an hour on two cores)
+test-all: $(BIN)/.ready-dev  ## all tests, with those of every backbone's whole bundle (more than an hour on two cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(BIN)/.ready-dev  ## ruff and mypy

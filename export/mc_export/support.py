@@ -1,43 +1,57 @@
-"""The table of docs/support.md, from the specs of the backbones.
+"""The tables of docs/support.md, from the specs of the backbones.
 
 python -m mc_export.support > docs/support.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.registry import BACKBONES
 from mc_export.build.options import PRECISIONS
+from mc_runtime.bundle.manifest import Precision
+
+BOUNDS: Mapping[Precision, float] = MappingProxyType({Precision.FP32: 2e-4, Precision.BF16: 0.15, Precision.INT8: 0.5})
+"""Largest relative L2 error of a tiny random checkpoint's final latents, against torch in fp32, in the tests of the matrix.
+
+Below fp32 it says that a bundle is sane, not how good it is: random weights forgive nothing and mean nothing."""
+
+GPU_TARGETS = ("inductor-cuda",)
+"""Targets that run on a GPU only."""
 
 _HEAD = """# What is supported
 
 Written by `python -m mc_export.support > docs/support.md` from the specs in `export/mc_export/backbones/`; a test
-compares. A MetaCanvas checkpoint names its own tasks in `metacanvas.json`; a stock pipeline has those below.
+compares. A MetaCanvas checkpoint names its own tasks in `metacanvas.json`, of those below; another is an error.
 
 ## Backbones
 """
 _TESTS = """
-`make test` holds every backbone, with random projections, to a plain loop, and its programs to diffusers' pipelines, in torch.
-`make test-all` builds them too: every step through onnxruntime in fp32 (2e-5) and OpenVINO in fp32 and bf16, and a whole bundle
-of each stock pipeline against diffusers' own, from the same latents (1e-3 of their range; pictures to the rounding of a byte).
+`make test` runs every backbone, stock and MetaCanvas, in every task, with its engines as torch programs, against the reference
+pipeline: two results at once, two odd sizes, guidance on and off, random projections; final latents within 1e-4 of their range.
 
-## Targets
+## Targets and precisions
+What `make test-all` builds and runs of every backbone, stock and MetaCanvas, in every task: final latents of tiny random
+checkpoints against torch in fp32, relative L2 at most
+
+"""
+_NOTES = """
+In fp32 pictures are the same to one level of 255, and stock bundles are held to diffusers' own pipelines besides. Below fp32
+the bound says that a bundle is sane, not how good it is. With `inductor`, where every engine takes minutes to compile, it is
+the MetaCanvas `step` that is compiled; the other engines are onnxruntime's.
 """
 _QUALITY = """
-What a trained model keeps in int8 and bf16 was measured on SANA, with the demo (examples/shapes/README.md). Of the other
-backbones no trained checkpoint was at hand; whether they build in int8, or with `inductor`, was not tried. Nothing was measured
-on a GPU.
+What a trained model keeps in int8 and bf16 was measured with the demos (examples/shapes/README.md).
 """
 
 
 def support_page() -> str:
     """The whole of docs/support.md."""
     rows = [_row(backbone) for backbone in BACKBONES]
-    head = ("backbone", "diffusers model", "pipelines", "stock tasks", "context", "told beside it", "guidance")
-    targets = [(target, ", ".join(precisions)) for target, precisions in PRECISIONS.items()]
-    return _HEAD + _table(head, rows) + _TESTS + _table(("target", "precisions"), targets) + _QUALITY
+    head = ("backbone", "diffusers model", "pipelines", "stock tasks", "MetaCanvas tasks", "context", "guidance")
+    return _HEAD + _table(head, rows) + _TESTS + _matrix() + _NOTES + _gpu() + _QUALITY
 
 
 def _row(backbone: Backbone) -> tuple[str, ...]:
@@ -52,21 +66,40 @@ def _row(backbone: Backbone) -> tuple[str, ...]:
         ", ".join(f"`{name}`" for name in backbone.model_classes),
         pipelines,
         ", ".join(backbone.tasks),
+        ", ".join(backbone.canvas_tasks),
         context,
-        "sizes, pictures or scales, see [conditions](bundle.md#conditions)" if _is_told(backbone) else "",
         _guidance(backbone),
     )
 
 
-def _is_told(backbone: Backbone) -> bool:
-    return type(backbone).conditions is not Backbone.conditions
-
-
 def _guidance(backbone: Backbone) -> str:
     if backbone.embeds_guidance:
-        return "the model is told the scale"
+        return "the model is told the scale; a negative prompt has its own"
     ramp = backbone.guidance_ramp_from
     return f"{backbone.guidance_branches} branches" + ("" if ramp is None else f", from {ramp:g} at the first frame on")
+
+
+def _matrix() -> str:
+    """Backbones by targets and precisions: the bound, or the reason why not."""
+    columns = [(target, one) for target, there in PRECISIONS.items() if target not in GPU_TARGETS for one in there]
+    reasons: list[str] = []
+
+    def cell(backbone: Backbone, target: str, precision: Precision) -> str:
+        limits = [limit for limit in backbone.limits if (limit.target, limit.precision) == (target, precision)]
+        for limit in limits:
+            if limit.reason not in reasons:
+                reasons.append(limit.reason)
+        notes = "".join(f"; not its `{limit.component}` ({1 + reasons.index(limit.reason)})" for limit in limits)
+        return f"{BOUNDS[precision]:g}{notes}"
+
+    rows = [(backbone.name, *(cell(backbone, *column) for column in columns)) for backbone in BACKBONES]
+    table = _table(("backbone", *(f"{target} {precision}" for target, precision in columns)), rows)
+    return table + "".join(f"\n{1 + index}. {reason[0].upper()}{reason[1:]}." for index, reason in enumerate(reasons))
+
+
+def _gpu() -> str:
+    named = "; ".join(f"`{target}` in {', '.join(PRECISIONS[target])}" for target in GPU_TARGETS)
+    return f"\nFor a GPU there is {named}. Nothing of it was run on one.\n"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -9,7 +9,8 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Backbone, Condition, TextStates, TextTokens
+from mc_export.backbones.base import Backbone
+from mc_export.backbones.spec import Condition, TextStates, TextTokens
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis
 from mc_export.program.export import export_program

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mc_export.backbones.base import EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.spec import EncoderFolders, TextStates, TextTokens
 from mc_export.backbones.text_clip import clip_prompting, clip_states, clip_tokens
 from mc_export.backbones.unet import UNet, in_multiples, repeated_over_frames
 from mc_export.backbones.unet_attention import tell_context
@@ -23,6 +23,7 @@ class AnimateDiff(UNet):
     name = "animatediff"
     model_classes = ("UNetMotionModel",)
     tasks = ("text-to-video",)
+    canvas_tasks = ("text-to-video",)
     latent_axes = ("T", "H", "W")
     default_guidance = 7.5
     default_steps = 50

@@ -4,70 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mc_export.backbones.spec import Condition, EncoderFolders, Limit, TextStates, TextTokens
 from mc_export.program.base import Axis
 from mc_export.sampler import SetTimesteps, dynamic_shift_timesteps
-from mc_runtime.bundle.manifest import ConditionSource, Prompting
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A further input of a backbone's step, beside latents, timestep, context and canvas.
-
-    Attributes:
-        name: of the step's input, and of the keyword that :meth:`Backbone.arguments` gets.
-        shape: after the batch (and after the branches, if it has them); a string is a dynamic dimension. The latents' own
-            dimensions are `T`, `H` and `W`.
-        source: what the runtime fills it with.
-        per_branch: whether every guidance branch has its own.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    source: ConditionSource
-    per_branch: bool = False
-
-
-@dataclass(frozen=True)
-class TextStates:
-    """What a checkpoint's own text encoders make of prompts: context `[B, L, D]`, and a pooled vector `[B, P]` or None."""
-
-    context: Tensor
-    pooled: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class TextTokens:
-    """Ids and masks ``[B, L_i]``, one an encoder.
-
-    ``context_mask`` is ``[B, L]``; ``select`` ``[L]`` are the rows that become context, all if None.
-    """
-
-    input_ids: tuple[Tensor, ...]
-    attention_masks: tuple[Tensor, ...]
-    context_mask: Tensor
-    select: Tensor | None = None
-
-    def engine_inputs(self) -> dict[str, Tensor]:
-        """As the `text_encoder` engine names them."""
-        inputs: dict[str, Tensor] = {}
-        for index, (ids, mask) in enumerate(zip(self.input_ids, self.attention_masks, strict=True)):
-            suffix = f"_{index + 1}" if index else ""
-            inputs |= {f"input_ids{suffix}": ids, f"attention_mask{suffix}": mask}
-        return inputs if self.select is None else inputs | {"select": self.select}
-
-
-@dataclass(frozen=True)
-class EncoderFolders:
-    """A text encoder of a pipeline: the folder of its model and that of its tokenizer."""
-
-    model: str
-    tokenizer: str
+from mc_runtime.bundle.manifest import Prompting
 
 
 class Backbone(ABC):
@@ -82,6 +27,8 @@ class Backbone(ABC):
         component: the folder of the model in a pipeline directory, ``transformer`` or ``unet``.
         patch_embedding: the submodule after which the canvas is added.
         tasks: what a stock checkpoint can be asked for.
+        canvas_tasks: what a MetaCanvas checkpoint can be asked for; see also :meth:`task_refusal`.
+        limits: what its engines cannot be built in, or would not serve in.
         encoders: the text encoders a stock checkpoint keeps.
         unsupported_components: parts of a pipeline that make it one this backbone cannot run, each with the reason.
         selects_rows: whether only some rows of the encoders' states become context.
@@ -103,6 +50,8 @@ class Backbone(ABC):
     component: ClassVar[str]
     patch_embedding: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
+    canvas_tasks: ClassVar[tuple[str, ...]]
+    limits: ClassVar[tuple[Limit, ...]] = ()
     default_guidance: ClassVar[float]
     default_steps: ClassVar[int]
     encoders: ClassVar[tuple[EncoderFolders, ...]] = ()
@@ -126,6 +75,12 @@ class Backbone(ABC):
     def refusal(self, config: Any) -> str | None:
         """Why a model of this configuration is not supported, in one line; None where it is."""
         return None
+
+    def task_refusal(self, config: Any, task: str) -> str | None:
+        """Why a MetaCanvas checkpoint of a model of this configuration cannot do a task, in one line; None where it can."""
+        if task in self.canvas_tasks:
+            return None
+        return f"{self.name} cannot do {task}; it can do {', '.join(self.canvas_tasks)}"
 
     @abstractmethod
     def width(self, config: Any) -> int:
@@ -177,7 +132,7 @@ class Backbone(ABC):
         return tuple(name for name, layer in model.named_modules() if isinstance(layer, Timesteps))
 
     def scalar_layers(self, model: nn.Module) -> Mapping[str, tuple[str, ...]]:
-        """The ``Timesteps`` layers that are called with a condition of one value a sample, by the condition's name.
+        """The ``Timesteps`` layers that are called with a condition of one or several numbers a sample, by its name.
 
         Named as they are after :meth:`prepare_for_export`; the step computes their sinusoids as it does the timestep's.
         """

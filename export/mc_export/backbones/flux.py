@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Backbone, Condition, EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.base import Backbone
 from mc_export.backbones.flux_export import GUIDANCE_SINUSOIDS, TIMESTEP_SINUSOIDS, prepare_flux
 from mc_export.backbones.flux_text import flux_prompting, flux_states, flux_timesteps, flux_tokens
+from mc_export.backbones.spec import Condition, EncoderFolders, TextStates, TextTokens
 from mc_export.program.base import Axis
 from mc_export.sampler import SetTimesteps
 from mc_runtime.bundle.manifest import Prompting
@@ -34,6 +35,7 @@ class Flux(Backbone):
     component = "transformer"
     patch_embedding = "x_embedder"
     tasks: ClassVar[tuple[str, ...]] = ("text-to-image",)
+    canvas_tasks = ("text-to-image", "image-editing")
     default_guidance = 3.5
     default_steps = 28
     encoders = (EncoderFolders("text_encoder", "tokenizer"), EncoderFolders("text_encoder_2", "tokenizer_2"))

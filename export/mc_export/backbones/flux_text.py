@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import TextStates, TextTokens
+from mc_export.backbones.spec import TextStates, TextTokens
 from mc_export.backbones.text_clip import clip_prompting, clip_states, clip_tokens
 from mc_export.backbones.text_t5 import t5_states
 from mc_export.sampler import dynamic_shift_timesteps

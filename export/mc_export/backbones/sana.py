@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Backbone, EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.base import Backbone
 from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import SanaContext, use_exportable_self_attention, use_prepared_context
 from mc_export.backbones.sana_text import gemma_states, sana_prompting, sana_tokens
+from mc_export.backbones.spec import EncoderFolders, TextStates, TextTokens
 from mc_runtime.bundle.manifest import Prompting
 
 MASK_BIAS = -10000.0  # what diffusers' Sana adds to the scores of rows that do not count
@@ -24,6 +25,7 @@ class Sana(Backbone):
     component = "transformer"
     patch_embedding = "patch_embed"
     tasks = ("text-to-image",)
+    canvas_tasks = ("text-to-image", "image-editing")
     default_guidance = 4.5
     default_steps = 20
     encoders = (EncoderFolders("text_encoder", "tokenizer"),)

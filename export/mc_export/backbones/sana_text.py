@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import TextTokens
+from mc_export.backbones.spec import TextTokens
 from mc_export.backbones.text_masks import causal_bias
 from mc_export.tokenizers import pad_id
 from mc_runtime.bundle.manifest import Prompting, Segment

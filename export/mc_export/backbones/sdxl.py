@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Condition, EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.spec import Condition, EncoderFolders, TextStates, TextTokens
 from mc_export.backbones.text_clip import clip_prompting, clip_states, clip_tokens
 from mc_export.backbones.unet import UNet, in_multiples
 from mc_export.backbones.unet_attention import tell_context
@@ -23,6 +23,7 @@ class Sdxl(UNet):
     name = "sdxl"
     model_classes = ("UNet2DConditionModel",)
     tasks = ("text-to-image",)
+    canvas_tasks = ("text-to-image", "image-editing")
     default_guidance = 5.0
     default_steps = 50
     encoders = (EncoderFolders("text_encoder", "tokenizer"), EncoderFolders("text_encoder_2", "tokenizer_2"))
@@ -52,10 +53,14 @@ class Sdxl(UNet):
         )
 
     def condition_examples(self, config: Any, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sizes that bf16 cannot hold."""
         batch = len(drawn["size_ids"])
-        heights = 512.0 + 64 * torch.arange(batch)
+        heights = 1031.0 + 70 * torch.arange(batch)
         ids = [heights, heights + 256, torch.zeros(batch), torch.full((batch,), 8.0), heights, heights + 192]
         return {"size_ids": torch.stack(ids, dim=1)}
+
+    def scalar_layers(self, model: nn.Module) -> Mapping[str, tuple[str, ...]]:
+        return {"size_ids": ("add_time_proj",)}
 
     def arguments(
         self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Condition, TextStates, TextTokens
+from mc_export.backbones.spec import Condition, TextStates, TextTokens
 from mc_export.backbones.unet import UNet, in_multiples
 from mc_export.backbones.unet_attention import tell_context
 from mc_runtime.bundle.manifest import Prompting
@@ -27,6 +27,7 @@ class StableVideoDiffusion(UNet):
     name = "svd"
     model_classes = ("UNetSpatioTemporalConditionModel",)
     tasks = ("image-to-video",)
+    canvas_tasks = ("image-to-video",)
     latent_axes = ("T", "H", "W")
     default_guidance = 3.0
     default_steps = 25
@@ -54,6 +55,9 @@ class StableVideoDiffusion(UNet):
     def condition_examples(self, config: Any, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = torch.arange(len(drawn["motion_ids"]))
         return {"motion_ids": torch.stack([6.0 + batch, 127.0 + 16 * batch, 0.02 + 0.1 * batch], dim=1)}
+
+    def scalar_layers(self, model: nn.Module) -> Mapping[str, tuple[str, ...]]:
+        return {"motion_ids": ("add_time_proj",)}
 
     def arguments(
         self, model: nn.Module, sample: Tensor, timestep: Tensor, context: Tensor, context_mask: Tensor, **conditions: Tensor

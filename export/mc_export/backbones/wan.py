@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_export.backbones.base import Backbone, Condition, EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.base import Backbone
+from mc_export.backbones.spec import Condition, EncoderFolders, TextStates, TextTokens
 from mc_export.backbones.wan_export import PreparedWan, WanContext, bias_of, prepare, row_weights, weigh_rows
 from mc_export.backbones.wan_text import umt5_states, wan_prompting, wan_tokens
 from mc_export.program.base import Axis
@@ -34,6 +35,7 @@ class Wan(Backbone):
     component = "transformer"
     patch_embedding = "patch_embedding"
     tasks = ("text-to-video", "image-to-video")
+    canvas_tasks = ("text-to-video", "image-to-video", "in-context-video", "video-editing")
     default_guidance = 5.0
     default_steps = 50
     encoders = (EncoderFolders("text_encoder", "tokenizer"),)
@@ -61,6 +63,12 @@ class Wan(Backbone):
                 "and references (see docs/checkpoint.md)"
             )
         return None
+
+    def task_refusal(self, config: Any, task: str) -> str | None:
+        if task in self.canvas_tasks and task not in self.tasks and not takes_clips(config):
+            wide = 2 * self.latent_channels(config) + MASK_CHANNELS
+            return f"{task} needs a model of {wide} input channels; this one has {config.in_channels} (see docs/checkpoint.md)"
+        return super().task_refusal(config, task)
 
     def adopt(self, model: nn.Module) -> None:
         weigh_rows(model)

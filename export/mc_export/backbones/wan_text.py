@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mc_export.backbones.base import TextTokens
+from mc_export.backbones.spec import TextTokens
 from mc_export.backbones.text_t5 import t5_states
 from mc_export.tokenizers import pad_id
 from mc_runtime.bundle.manifest import Prompting, Segment

@@ -13,6 +13,7 @@ import mc_runtime
 from mc_export.build.cache import build_entry, content_key, copy_files, library_versions, lookup, sweep_cache
 from mc_export.build.contents import EMPTY_PLAN_FILE, write_empty_plan, write_prompting, write_sampler
 from mc_export.build.engine import engine_of_notes, make_engine
+from mc_export.build.limits import refuse_limited
 from mc_export.build.options import BuildOptions
 from mc_export.build.parts import Part, facts_of, frames_of, limits_of, parts_of, sizes_of
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
@@ -120,6 +121,7 @@ def _fill(
     sampler = write_sampler(checkpoint, sizes, options, stage)
     limits = limits_of(checkpoint, sizes, prompting, options, sampler.order)
     parts = parts_of(checkpoint, limits, options)
+    refuse_limited(checkpoint.backbone, [part.component for part in parts], options)
     log = ProgressLog(progress, [(part.component, options.choice(part.component).is_quantized) for part in parts])
     hashes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
@@ -239,6 +241,7 @@ def _guidance(checkpoint: Checkpoint) -> Guidance:
         embedded=told,
         ramp_from=adapter.guidance_ramp_from,
         zero_negative=checkpoint.zeroes_empty_negative,
+        true_cfg=adapter.embeds_guidance and adapter.guidance_branches > 1,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mc_runtime.bundle.manifest import Component, Precision
 from mc_runtime.errors import RequestError
 
-COMPONENTS: tuple[Component, ...] = ("vision", "planner", "text_encoder", "step", "vae_decoder", "vae_encoder")
+COMPONENTS: tuple[Component, ...] = ("vision", "planner", "text_encoder", "image_encoder", "step", "vae_decoder", "vae_encoder")
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "onnxruntime": (Precision.FP32, Precision.INT8),
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),

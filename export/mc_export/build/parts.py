@@ -231,6 +231,8 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
     reach = asdict(limits)
     if part.component != "step":
         del reach["order"]  # another scheduler rebuilds the step alone
+    if part.component == "vision":
+        reach = {"vision_tokens": limits.vision_tokens}
     return {
         "component": part.component,
         "weights": {source: hashes[source] for source in part.sources},

@@ -341,3 +341,6 @@ def _check_parts(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{checkpoint.path}: {part} is missing (see docs/checkpoint.md)")
         if part.endswith("/config.json"):
             checkpoint.component_config(part.partition("/")[0])
+    for task in checkpoint.config.tasks if checkpoint.config else ():
+        if refusal := checkpoint.backbone.task_refusal(checkpoint.model_config, task):
+            raise CheckpointError(f"{checkpoint.path}/{METACANVAS_FILE}: tasks: {refusal}")
