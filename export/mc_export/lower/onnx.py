@@ -17,6 +17,7 @@ import torch
 from onnx_ir.passes import common as passes
 from torch.export import ExportedProgram
 
+from mc_export.program.export import quick_tracing
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError
 
@@ -63,7 +64,7 @@ def onnx_from_program(
         EngineError: the program has an operator without an ONNX form, or the graph is not valid.
     """
     try:
-        with _quiet():
+        with _quiet(), quick_tracing():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,

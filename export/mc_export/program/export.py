@@ -6,10 +6,11 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch.export import Dim, ExportedProgram, export
 from torch.overrides import TorchFunctionMode
 
@@ -27,7 +28,7 @@ def export_program(program: Program) -> ExportedProgram:
     program.eval()
     inputs = program.example(program.example_extents)
     try:
-        with _quiet(), _explicit_signature(program), _RepeatsAsExpansions(), torch.no_grad():
+        with _quiet(), _explicit_signature(program), _RepeatsAsExpansions(), torch.no_grad(), quick_tracing():
             exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
     except Exception as error:  # whatever the tracer raises means the same: this model has no export
         reason = " ".join(str(error).split())[:500]
@@ -35,6 +36,15 @@ def export_program(program: Program) -> ExportedProgram:
     for extents in program.check_extents():
         _check(program, exported, extents)
     return exported
+
+
+def quick_tracing() -> AbstractContextManager[Any]:
+    """Traces without torch's cache of what operators give for fake tensors.
+
+    To check an entry before it is kept, the cache makes every result a second time, and with it all the algebra of symbolic
+    sizes. Without it the export of a step of SANA takes 6.5 s instead of 13.8.
+    """
+    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
 
 
 def _dynamic_shapes(program: Program) -> dict[str, dict[int, object]]:
