@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, next_power_of_two, split_width
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch
+from mc_kernels.launch import launch, shows_kernels
 
 
 def rotary_tables(positions: Tensor, axes: tuple[int, ...], theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -195,3 +195,6 @@ def _(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+shows_kernels(qk_norm_rope, qk_norm_rope_triton)

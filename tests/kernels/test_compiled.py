@@ -60,6 +60,10 @@ VARIANTS: dict[str, Callable[[], object]] = {
     "attention, one pass": lambda: linear_attention_triton(*meta(62, 880, 3, 96, 32).unbind(2)),
     "no gate": lambda: gated_residual_norm_triton(meta(2, 63, 123), meta(2, 63, 123), None, meta(2, 1, 123), meta(2, 1, 123)),
     "feed-forward": lambda: glumb_depthwise_triton(meta(2, 32, 32, 11200), meta(9, 11200), meta(11200)),
+    "a timestep for each token": lambda: gated_residual_norm_triton(*(meta(1, 27280, 3072) for _ in range(5))),
+    "a weight for each frame": lambda: guided_step_triton(
+        meta(2, 2, 4, 25, 72, 128), meta(2, 2, 25), meta(2, 3), meta(2, 4, 25, 72, 128)
+    ),
     "order 4": lambda: guided_step_triton(meta(2, 4, 63), meta(2, 4), meta(2, 9), meta(2, 63), meta(2, 6, 63)),
     "all heads": lambda: qk_norm_rope_triton(
         *meta(2, 9, 3, 40, 128).unbind(2)[:2], *meta(2, 5120).unbind(0), *meta(2, 9, 64).unbind(0)

@@ -56,6 +56,10 @@ def step(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return draw(2, 2, 4, 5, dtype=dtype), draw(2, 2), draw(2, 5), draw(2, 4, 5), draw(2, 2, 4, 5)
 
 
+def clip_step(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return draw(2, 2, 4, 3, 5, 6, dtype=dtype), draw(2, 2, 3), draw(2, 3), draw(2, 4, 3, 5, 6)
+
+
 def heads(dtype: torch.dtype) -> tuple[Tensor, ...]:
     q, k, _ = projections(dtype)
     return q, k, draw(32, dtype=dtype), draw(32, dtype=dtype), draw(9, 32)[:, ::2], draw(9, 32, seed=33)[:, ::2]
@@ -68,6 +72,7 @@ OPERATORS: list[tuple[Any, Callable[..., Any], Callable[[torch.dtype], tuple[Ten
     (gated_residual_norm, gated_residual_norm_reference, residual),
     (glumb_depthwise, glumb_depthwise_reference, feed_forward),
     (guided_step, guided_step_reference, step),
+    (guided_step, guided_step_reference, clip_step),
     (qk_norm_rope, qk_norm_rope_reference, heads),
     (
         canvas_injection_attention,
@@ -158,6 +163,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: glumb_depthwise_triton(meta(1, 4, 4, 6), meta(9, 6), meta(6)), "taps is .* one of: float32"),
     (lambda: glumb_depthwise_triton(meta(1, 4, 4, 7), meta(9, 7, dtype=torch.float32), meta(7)), "needs a value and a gate"),
     (lambda: guided_step_triton(meta(2, 3, 4), SCALARS, SCALARS, meta(2, 4), meta(2, 2, 4)), "order 1 needs 0 remembered"),
+    (
+        lambda: guided_step_triton(meta(2, 3, 4), meta(2, 3, 4, dtype=torch.float32), SCALARS, meta(2, 4)),
+        r"a weight for each frame and sample is \[2, 4\] bfloat16; pass a clip",
+    ),
     (
         lambda: guided_step_triton(meta(2, 3, 4), SCALARS, meta(2, 11, dtype=torch.float32), meta(2, 4)),
         "of order 5; pass 1 to 4",

@@ -208,6 +208,17 @@ class Backbone(ABC):
         Afterwards its context is what :meth:`context_preparation` gives; outputs stay the same.
         """
 
+    def use_kernels(self, model: nn.Module) -> Mapping[str, int]:
+        """Puts operators of `mc_kernels` into the blocks of a model after :meth:`prepare_for_export`, in place, for a GPU.
+
+        Returns:
+            How often each then occurs in a step; empty where no kernel is written for blocks of this kind.
+
+        Raises:
+            EngineError: some block was not matched.
+        """
+        return {}
+
     @abstractmethod
     def prepared_context_width(self, config: Any) -> int:
         """Width of the prepared context ``[B, L, width]``."""

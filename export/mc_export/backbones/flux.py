@@ -128,6 +128,11 @@ class Flux(Backbone):
     def prepare_for_export(self, model: nn.Module) -> None:
         prepare_flux(model)
 
+    def use_kernels(self, model: nn.Module) -> Mapping[str, int]:
+        from mc_export.rewrites.flux import use_flux_kernels
+
+        return use_flux_kernels(model)
+
     def prepared_context_width(self, config: Any) -> int:
         return self.width(config)
 

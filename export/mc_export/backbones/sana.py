@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,6 +75,11 @@ class Sana(Backbone):
         use_exportable_self_attention(model)
         use_prepared_context(model)
         use_exportable_blocks(model)
+
+    def use_kernels(self, model: nn.Module) -> Mapping[str, int]:
+        from mc_export.rewrites.sana import use_sana_kernels
+
+        return use_sana_kernels(model)
 
     def prepared_context_width(self, config: Any) -> int:
         return int(config.num_layers) * 2 * self.width(config)

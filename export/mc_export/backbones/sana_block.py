@@ -42,8 +42,7 @@ class ExportableBlock(nn.Module):
     ) -> Tensor:
         """As the published block: tokens `[B, height * width, D]`, modulation `[B, 6 * D]`; `attention_mask` is not used."""
         assert timestep is not None
-        modulation = self.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.chunk(6, dim=1)
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation_of(self.scale_shift_table, timestep)
         normed = self.norm1(hidden_states) * (1 + scale_attn) + shift_attn
         hidden_states = hidden_states + gate_attn * self.attn1(normed)
         if self.attn2 is not None:
@@ -53,6 +52,12 @@ class ExportableBlock(nn.Module):
         normed = self.norm2(hidden_states) * (1 + scale_ff) + shift_ff
         picture = normed.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return hidden_states + gate_ff * self.ff(picture).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def modulation_of(table: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+    """AdaLN-single: a block's table `[6, D]` and the timestep's `[N, 6 * D]` to shift, scale and gate `[N, 1, D]` of the
+    attention, then of the feed-forward network."""
+    return (table[None] + timestep.unflatten(1, (6, -1))).chunk(6, dim=1)
 
 
 class MixFeedForward(nn.Module):

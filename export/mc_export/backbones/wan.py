@@ -175,6 +175,11 @@ class Wan(Backbone):
     def prepare_for_export(self, model: nn.Module) -> None:
         prepare(model)
 
+    def use_kernels(self, model: nn.Module) -> Mapping[str, int]:
+        from mc_export.rewrites.wan import use_wan_kernels
+
+        return use_wan_kernels(model)
+
     def prepared_context_width(self, config: Any) -> int:
         return int(config.num_layers) * 2 * self.width(config)
 

@@ -175,10 +175,9 @@ class PreparedBlock(nn.Module):
     def __init__(self, block: WanTransformerBlock, index: int, blocks: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
-        self.attn1, self.attn2, self.ffn = block.attn1, block.attn2, block.ffn
+        self.attn1, self.ffn = block.attn1, block.ffn
+        self.attn2 = PreparedCrossAttention(block.attn2, index, blocks)
         self.scale_shift_table = block.scale_shift_table
-        self.attn2.to_k, self.attn2.to_v, self.attn2.norm_k = None, None, None
-        self.index, self.count = index, blocks
 
     def forward(
         self,
@@ -194,7 +193,7 @@ class PreparedBlock(nn.Module):
         shift, scale, gate, shift_ff, scale_ff, gate_ff = chunks
         normed = self.norm1(tokens) * (1 + scale) + shift
         tokens = tokens + gate * self._self_attention(normed, angles, frame_bias)
-        tokens = tokens + self._cross_attention(self.norm2(tokens), context, context_bias)
+        tokens = tokens + self.attn2(self.norm2(tokens), context, context_bias)
         normed = self.norm3(tokens) * (1 + scale_ff) + shift_ff
         return tokens + gate_ff * self.ffn(normed)
 
@@ -210,13 +209,22 @@ class PreparedBlock(nn.Module):
         output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return output.unflatten(1, states.shape[1:3])
 
-    def _cross_attention(self, states: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-        attn = self.attn2
-        query = attn.norm_q(attn.to_q(states.flatten(1, 2))).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        prepared = context.unflatten(-1, (self.count, 2, attn.heads, -1))[:, :, self.index]
+
+class PreparedCrossAttention(nn.Module):
+    """A block's cross-attention, reading its keys and values from the prepared context."""
+
+    def __init__(self, attn: WanAttention, index: int, blocks: int) -> None:
+        super().__init__()
+        self.to_q, self.norm_q, self.to_out, self.heads = attn.to_q, attn.norm_q, attn.to_out, attn.heads
+        self.index, self.count = index, blocks
+
+    def forward(self, states: Tensor, context: Tensor, bias: Tensor) -> Tensor:
+        """States `[N, F, cells, D]` to the same shape; `bias` broadcasts to `[N, heads, queries, rows]`."""
+        query = self.norm_q(self.to_q(states.flatten(1, 2))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        prepared = context.unflatten(-1, (self.count, 2, self.heads, -1))[:, :, self.index]
         key, value = (rows.transpose(1, 2) for rows in prepared.unbind(2))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+        output: Tensor = self.to_out[0](attended.transpose(1, 2).flatten(2))
         return output.unflatten(1, states.shape[1:3])
 
 

@@ -17,7 +17,8 @@ from torch.export.passes import move_to_device_pass
 import mc_kernels
 from mc_export.lower.inductor import CONSTANTS_BESIDE, compiled, constants_of, exported_in, find_compiler, metadata_of, sizes_of
 from mc_export.program.base import Program
-from mc_export.rewrites.kernels import check_kernels, use_kernels
+from mc_export.rewrites.counts import check_operators
+from mc_export.rewrites.kernels import use_kernels
 from mc_kernels.launch import traced
 from mc_runtime.backends.packages import base_version
 from mc_runtime.bundle.manifest import Precision
@@ -39,7 +40,7 @@ def engine_files(program: Program, precision: Precision, directory: Path) -> tup
     compiler = find_compiler()
     kernels = use_kernels(program)
     exported = exported_in(program, precision)
-    check_kernels(exported, program.component, kernels)
+    check_operators(exported, program.component, kernels)
     exported = move_to_device_pass(exported, "cuda")
     settings = {**CONSTANTS_BESIDE, "cpp.cxx": compiler, "aot_inductor.metadata": metadata_of(program)}
     with traced():

@@ -13,6 +13,7 @@ from mc_export.backbones.sana_export import use_exportable_self_attention
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask, shape_of
 from mc_export.program.timesteps import SharedSinusoids
+from mc_export.program.update import guided_update
 
 CONNECTOR_TIMESTEPS = "connector.step_block.time_embed.emb.time_proj"
 
@@ -21,7 +22,8 @@ class StepProgram(Program):
     """Input scaling, canvas injection, backbone, guidance and the sampler's update, all scalars per sample.
 
     With `K = 2 (order - 1)`, `history` `[B, K, C, (T,) H, W]` holds the previous samples, newest first, then the previous
-    predictions, newest first. Guidance and update are in float32 whatever the backbone computes in.
+    predictions, newest first. Guidance and update (`update`, which a rewrite may replace) are in float32 whatever the backbone
+    computes in.
 
     Args:
         backbone: the backbone with its canvas connector; changed in place to take the prepared context.
@@ -69,6 +71,7 @@ class StepProgram(Program):
             }
         )
         self.backbone = backbone
+        self.update = guided_update
         self.order = order
         self.conditions = adapter.conditions(config)
         latent: tuple[int | str, ...] = ("B", adapter.latent_channels(config), *adapter.latent_axes)
@@ -123,15 +126,14 @@ class StepProgram(Program):
         **conditions: Tensor,
     ) -> tuple[Tensor, ...]:
         batch, branches = guidance.shape[:2]
-        weights = coefficients.unflatten(1, (-1, *[1] * (self.latent_rank - 1)))  # [B, 1 + 2 order, 1, ..., 1]
-        model_input = sample * weights[:, 0]
+        scale = coefficients[:, :1].unflatten(1, (-1, *[1] * (self.latent_rank - 1)))[:, 0]  # [B, 1, ..., 1]
         self.sinusoids.publish([_per_branch(rows, branches) for rows in self.sinusoids(timestep)])
         for name, sinusoids in self.scalar_sinusoids.items():
             # Several numbers a sample the model embeds as one list, sample after sample.
             embedded = (_per_branch(rows, branches) for rows in sinusoids(conditions[name]))
             sinusoids.publish([rows.flatten(0, -2) for rows in embedded])
         prediction = self.backbone(
-            _per_branch(model_input, branches),
+            _per_branch(sample * scale, branches),
             _per_branch(timestep, branches),
             context.flatten(0, 1),
             context_mask.flatten(0, 1),
@@ -143,26 +145,14 @@ class StepProgram(Program):
                 for condition in self.conditions
             },
         )
-        prediction = prediction.float().unflatten(0, (batch, branches))
-        prediction = (prediction * self._branch_weights(guidance)).sum(dim=1)
-        if history is None:
-            return (self._settled(weights[:, 1] * sample + weights[:, 2] * prediction, conditions),)
-        order = self.order
-        samples = torch.cat([sample[:, None], history[:, : order - 1]], dim=1)
-        predictions = torch.cat([prediction[:, None], history[:, order - 1 :]], dim=1)
-        next_sample = (weights[:, 1:] * torch.cat([samples, predictions], dim=1)).sum(dim=1)
-        return self._settled(next_sample, conditions), torch.cat([samples[:, :-1], predictions[:, :-1]], dim=1)
+        prediction = prediction.unflatten(0, (batch, branches))
+        next_sample, next_history = self.update(prediction, guidance, coefficients, sample, history)
+        next_sample = self._settled(next_sample, conditions)
+        return (next_sample,) if next_history is None else (next_sample, next_history)
 
     def _settled(self, sample: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         shared = {c.name: conditions[c.name] for c in self.conditions if not c.per_branch}
         return self.backbone.backbone.settled(sample, **shared)
-
-    def _branch_weights(self, guidance: Tensor) -> Tensor:
-        """`[B, G]` or, one weight a frame, `[B, G, T]`, to what multiplies predictions `[B, G, C, (T,) H, W]`."""
-        trailing = self.latent_rank - 1
-        if guidance.ndim == 3:
-            return guidance[:, :, None, :, None, None]
-        return guidance.unflatten(1, (-1, *[1] * trailing))
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
         """Unit latents at timesteps from 1000 down; coefficients that let sample and prediction count alike."""

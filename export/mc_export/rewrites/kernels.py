@@ -1,201 +1,47 @@
-"""SANA's blocks, the backbone's own and the canvas connector's, by the operators of `mc_kernels`: for CUDA alone.
+"""A step by the operators of `mc_kernels`, for CUDA alone: on a CPU they run their references and make nothing faster.
 
-    q, k, v = u W^T                              one product for the three projections
-    y       = linear_attention(q, k, v) W_o      ReLU linear attention
-    h, u    = gated_residual_norm(h, y, ...)     the residual that ends one half, the norm and modulation that open the next
-    y       = glumb_depthwise(u W_1^T) W_2^T     the Mix-FFN, channels last throughout
-
-In the connector, where the canvas enters, the first line's u comes from `canvas_injection_attention`: the interpolated canvas
-never exists in memory. On a CPU the operators run their references; there they make nothing faster and stay out.
+The backbone's spec says what becomes of its blocks (`Backbone.use_kernels`: one file a backbone beside this one); the canvas
+connector's block and the end of the step are the same for all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 
-from mc_export.backbones.sana_block import ExportableBlock, MixFeedForward
-from mc_export.model.canvas_connector import CanvasConnector, CanvasStepBlock
 from mc_export.program.base import Program
-from mc_kernels.canvas_injection_attention import canvas_injection_attention, merged_projection
-from mc_kernels.gated_residual_norm import gated_residual_norm
-from mc_kernels.glumb_depthwise import glumb_depthwise, taps_from_conv
-from mc_kernels.linear_attention import HEAD_WIDTH, linear_attention
-from mc_runtime.errors import EngineError
+from mc_export.program.step import StepProgram
+from mc_export.rewrites.counts import Counts
+from mc_export.rewrites.sana import kernel_connector
+from mc_kernels.guided_step import guided_step
 
 
-def use_kernels(program: Program) -> Counter[str]:
-    """Puts operators into the blocks of `program`, in place.
+def use_kernels(program: Program) -> Counts:
+    """Puts operators into `program`, in place.
 
     Returns:
-        How often each operator has to occur in its export: once a block, so a block that was not matched shows. Empty for a
-        program without such blocks (planner, text encoder, autoencoder).
+        How often each operator has to occur in its export, so that a block that was not matched shows. Empty for every
+        program but the step.
 
     Raises:
-        EngineError: blocks were found, but not as many as the backbone has, or one of a kind that no kernel is written for.
+        EngineError: not all of the backbone's blocks were matched, or one is of a kind that no kernel is written for.
     """
-    blocks = _children_of(program, ExportableBlock)
-    steps = _children_of(program, CanvasStepBlock)
-    if not blocks:
-        return Counter()
-    inside = {id(step.block) for _, _, step in steps}
-    own = [place for place in blocks if id(place[2]) not in inside]
-    # A backbone of another kind has none of these, and its canvas connector has one.
-    expected = _block_count(program) if own or _children_of(program, SanaTransformerBlock) else 0
-    if len(own) != expected or len(blocks) != expected + len(steps):
-        raise EngineError(
-            f"{program.component}: {len(own)} of the backbone's {expected} blocks are of the kind that kernels replace; "
-            "this is a fault of the exporter; report it"
-        )
-    for parent, name, block in own:
-        setattr(parent, name, KernelBlock(block))
-    for parent, name, connector in _children_of(program, CanvasConnector):
-        setattr(parent, name, KernelConnector(connector.step_block))
-    return Counter(
-        linear_attention=len(own),
-        canvas_injection_attention=len(steps),
-        gated_residual_norm=len(blocks),
-        glumb_depthwise=len(blocks),
-    )
+    if not isinstance(program, StepProgram):
+        return {}
+    canvas = program.backbone
+    counts = Counter(canvas.backbone.use_kernels(canvas.model))
+    if canvas.connector is not None:
+        canvas.connector, of_connector = kernel_connector(canvas.connector)
+        counts.update(of_connector)
+    program.update = update_by_kernel
+    counts["guided_step"] += 1
+    return dict(counts)
 
 
-def check_kernels(exported: ExportedProgram, component: str, expected: Counter[str]) -> None:
-    """Raises EngineError unless every operator occurs in the program as often as `use_kernels` said."""
-    names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
-    found = Counter(name.removeprefix("mc_kernels.").partition(".")[0] for name in names if name.startswith("mc_kernels."))
-    if found != +expected:
-        raise EngineError(
-            f"{component}: the export has {dict(found)} of the kernels' operators where {dict(+expected)} belong; "
-            "this is a fault of the exporter; report it"
-        )
-
-
-class SelfAttention(nn.Module):
-    """The projections of a SANA block's self-attention, merged.
-
-    Raises:
-        EngineError: heads of another width than the kernel's, or norms of queries and keys, which it does not have.
-    """
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        layers = [attention.to_q, attention.to_k, attention.to_v]
-        width = layers[0].out_features
-        if width != HEAD_WIDTH * attention.heads or attention.norm_q is not None or attention.norm_k is not None:
-            raise EngineError(
-                f"linear attention of {attention.heads} heads in {width} channels, or with normed queries: the kernels have "
-                f"heads of {HEAD_WIDTH} and no norms; build it for another target"
-            )
-        biases = [layer.bias for layer in layers]
-        bias = None if biases[0] is None else merged_projection(*(bias.detach() for bias in biases))
-        self.weight = nn.Parameter(merged_projection(*(layer.weight.detach() for layer in layers)), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.out = attention.to_out[0]
-
-    def forward(self, normed: Tensor) -> Tensor:
-        projected = F.linear(normed, self.weight, self.bias).unflatten(-1, (3, -1, HEAD_WIDTH))
-        query, key, value = projected.unbind(2)
-        attended: Tensor = self.out(linear_attention(query, key, value).flatten(2))
-        return attended
-
-
-class FeedForward(nn.Module):
-    """The Mix-FFN on tokens, value and gate in one product again; its depthwise taps stay in float32."""
-
-    taps: Tensor
-
-    def __init__(self, ff: MixFeedForward) -> None:
-        super().__init__()
-        halves = (ff.value, ff.gate)
-        self.inverted = nn.Parameter(torch.cat([half[0].weight for half in halves]).flatten(1), requires_grad=False)
-        self.inverted_bias = nn.Parameter(torch.cat([half[0].bias for half in halves]), requires_grad=False)
-        depthwise = torch.cat([half[2].weight for half in halves])
-        # Not among the saved buffers: those are what a precision below float32 is applied to.
-        self.register_buffer("taps", taps_from_conv(depthwise), persistent=False)
-        self.depth_bias = nn.Parameter(torch.cat([half[2].bias for half in halves]), requires_grad=False)
-        self.point = nn.Parameter(ff.conv_point.weight.detach().flatten(1), requires_grad=False)
-        self.point_bias = ff.conv_point.bias
-
-    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        expanded = F.linear(tokens, self.inverted, self.inverted_bias).unflatten(1, (height, width))
-        mixed = glumb_depthwise(expanded, self.taps, self.depth_bias).flatten(1, 2)
-        return F.linear(mixed, self.point, self.point_bias)
-
-
-class KernelBlock(nn.Module):
-    """An `ExportableBlock` by kernels, with the same arguments."""
-
-    def __init__(self, block: ExportableBlock) -> None:
-        super().__init__()
-        self.norm1, self.eps = block.norm1, block.norm2.eps
-        self.attn1, self.attn2 = SelfAttention(block.attn1), block.attn2
-        self.scale_shift_table = block.scale_shift_table
-        self.ff = FeedForward(block.ff)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        timestep: Tensor | None = None,
-        height: int = 0,
-        width: int = 0,
-    ) -> Tensor:
-        assert timestep is not None
-        modulation = self.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.chunk(6, dim=1)
-        attended = self.attn1(self.norm1(hidden_states) * (1 + scale_attn) + shift_attn)
-        gate: Tensor | None = gate_attn
-        if self.attn2 is not None:
-            hidden_states = hidden_states + gate_attn * attended
-            attended, gate = self.attn2(
-                hidden_states, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
-            ), None  # fmt: skip
-        hidden_states, normed = gated_residual_norm(hidden_states, attended, gate, shift_ff, scale_ff, self.eps)
-        return hidden_states + gate_ff * self.ff(normed, height, width)
-
-
-class KernelConnector(nn.Module):
-    """The per-step half of a `CanvasConnector` by kernels."""
-
-    def __init__(self, step: CanvasStepBlock) -> None:
-        super().__init__()
-        block = step.block
-        del step.block  # what it still gives is the modulation and the last projection
-        self.step, self.scale_shift_table = step, block.scale_shift_table
-        self.attn1, self.ff = SelfAttention(block.attn1), FeedForward(block.ff)
-        self.eps = (block.norm1.eps, block.norm2.eps)
-
-    def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor, clean: Tensor | None = None) -> Tensor:
-        """See `CanvasConnector.residual`."""
-        b, t, h, w, d = tokens.shape
-        embedded = self.step.modulation(timestep, t, clean, tokens.dtype)
-        modulation = self.scale_shift_table[None] + embedded.reshape(b * t, 6, d)
-        shift, scale = (modulation[:, index].unflatten(0, (b, t)) for index in (0, 1))
-        gate_attn, shift_ff, scale_ff, gate_ff = modulation[:, 2:].chunk(4, dim=1)
-        tokens, canvas = tokens.contiguous(), canvas.to(tokens.dtype).contiguous()
-        weight, bias = self.attn1.weight, self.attn1.bias
-        hidden, attended = canvas_injection_attention(tokens, canvas, shift, scale, weight, bias, self.eps[0])
-        folded = (b * t, h * w, d)
-        output = self.attn1.out(attended.reshape(folded))
-        hidden, normed = gated_residual_norm(hidden.reshape(folded), output, gate_attn, shift_ff, scale_ff, self.eps[1])
-        result: Tensor = self.step.proj_out(hidden + gate_ff * self.ff(normed, h, w))
-        return result.reshape(tokens.shape)
-
-
-def _children_of(program: Program, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
-    """Every module of a kind below `program`: its parent, its name there, itself."""
-    places = [(parent, name, child) for parent in program.modules() for name, child in parent.named_children()]
-    return [place for place in places if isinstance(place[2], kind)]
-
-
-def _block_count(program: Program) -> int:
-    """How many blocks the backbone's own configuration says it has."""
-    return int(program.backbone.model.config.num_layers)  # type: ignore[union-attr,arg-type]
+def update_by_kernel(
+    prediction: Tensor, guidance: Tensor, coefficients: Tensor, sample: Tensor, history: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """See `mc_export.program.update.guided_update`; predictions are read in the type they have."""
+    stepped, remembered = guided_step(prediction.contiguous(), guidance, coefficients, sample, history)
+    return stepped, None if history is None else remembered

@@ -59,8 +59,8 @@ def _inject(batch: int, size: tuple[int, int, int], grid: tuple[int, int, int], 
     )
 
 
-def _norm(batch: int, tokens: int, width: int, *, per_token: bool) -> object:
-    modulation = _meta(batch, tokens if per_token else 1, 6, width)
+def _norm(batch: int, tokens: int, width: int) -> object:
+    modulation = _meta(batch, 1, 6, width)
     h = _meta(batch, tokens, width)
     return gated_residual_norm_triton(h, h, modulation[:, :, 2], modulation[:, :, 3], modulation[:, :, 4])
 
@@ -75,9 +75,10 @@ def _norm_rope(tokens: int, heads: int, *, over_heads: bool) -> object:
     return qk_norm_rope_triton(q, k, weight, weight, table, table)
 
 
-def _guided_step(order: int) -> object:
-    history = _fp32(2, 2 * (order - 1), 32, 32, 32) if order > 1 else None
-    return guided_step_triton(_meta(2, 2, 32, 32, 32), _fp32(2, 2), _fp32(2, 1 + 2 * order), _fp32(2, 32, 32, 32), history)
+def _guided_step(order: int, latent: tuple[int, ...] = (32, 32, 32), *, per_frame: bool = False) -> object:
+    history = _fp32(2, 2 * (order - 1), *latent) if order > 1 else None
+    guidance = _fp32(2, 2, latent[1]) if per_frame else _fp32(2, 2)
+    return guided_step_triton(_meta(2, 2, *latent), guidance, _fp32(2, 1 + 2 * order), _fp32(2, *latent), history)
 
 
 CASES = (
@@ -87,11 +88,14 @@ CASES = (
     Case("Wan2.2, e4m3 codes", lambda: _inject(2, (31, 22, 40), (3, 11, 20), 3072, fp8=True), FIRST_WITH_FP8),
     Case("SANA, 1024 px", lambda: _attention(2, 1024, 70)),
     Case("Wan2.2, 704 x 1280 x 121", lambda: _attention(2 * 31, 22 * 40, 96)),
-    Case("SANA, 1024 px", lambda: _norm(2, 1024, 2240, per_token=False)),
-    Case("Wan2.2, a timestep for each token", lambda: _norm(1, 31 * 22 * 40, 3072, per_token=True)),
+    Case("SANA, 1024 px", lambda: _norm(2, 1024, 2240)),
+    Case("FLUX-Kontext, 1024 px", lambda: _norm(1, 2 * 4096 + 512, 3072)),
+    Case("Wan2.2, a timestep for each frame", lambda: _norm(2 * 31, 22 * 40, 3072)),
     Case("SANA, 1024 px", lambda: glumb_depthwise_triton(_meta(2, 32, 32, 11200), _fp32(9, 11200), _meta(11200))),
     Case("SANA, two branches, order 1", lambda: _guided_step(1)),
     Case("SANA, two branches, order 2", lambda: _guided_step(2)),
-    Case("FLUX-Kontext, each head alone", lambda: _norm_rope(4096 + 512, 24, over_heads=False)),
+    Case("Wan2.2, two branches, order 2", lambda: _guided_step(2, (48, 31, 44, 80))),
+    Case("SVD, a weight for each frame", lambda: _guided_step(1, (4, 25, 72, 128), per_frame=True)),
+    Case("FLUX-Kontext, each head alone", lambda: _norm_rope(2 * 4096 + 512, 24, over_heads=False)),
     Case("Wan2.2, over all heads", lambda: _norm_rope(31 * 22 * 40, 24, over_heads=True)),
 )

@@ -30,6 +30,22 @@ def test_equals_float64(latent: tuple[int, ...], branches: int, order: int, dtyp
         assert_close(history, exact_history, "history")
 
 
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize(("latent", "branches"), [((4, 5, 3, 13), 2), ((3, 1, 7, 9), 1), ((4, 31, 5, 6), 3)])
+def test_a_weight_for_each_frame(latent: tuple[int, ...], branches: int, order: int) -> None:
+    tensors = inputs(latent, branches, order, torch.bfloat16)
+    tensors[1] = draw(torch.Generator().manual_seed(17), 2, branches, latent[1])
+    exact_sample, exact_history = guided_step_reference(*(tensor.double() for tensor in tensors))
+    sample, history = guided_step_triton(*tensors)
+    assert_close(sample, exact_sample, "sample")
+    if order > 1:
+        assert_close(history, exact_history, "history")
+    plain = (tensors[0].double() * tensors[1].double()[:, :, None, :, None, None]).sum(dim=1)
+    if order == 1:
+        coefficients = tensors[2].double()[:, :, None, None, None, None]
+        assert_close(sample, coefficients[:, 1] * tensors[3].double() + coefficients[:, 2] * plain, "by hand")
+
+
 def test_half_precision_latents() -> None:
     tensors = inputs((4, 3, 5), 2, 3, torch.bfloat16)
     tensors[3:] = [tensor.bfloat16() for tensor in tensors[3:]]
