@@ -158,8 +158,8 @@ class DoubleBlock(nn.Module):
         rows = u_text.shape[1]
         text = self.text.heads(u_text, self.width, (angles[0][:rows], angles[1][:rows]))
         image = self.image.heads(u_image, self.width, (angles[0][rows:], angles[1][rows:]))
-        joined = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
-        attended = _attended(*joined, mask)
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
+        attended = _attended(query, key, value, mask)
         return self.text.out(attended[:, :rows]), self.image.out(attended[:, rows:])
 
 
