@@ -8,7 +8,7 @@ and then only calls `run` on the bound calls: nothing is allocated, copied or lo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -86,6 +86,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]]
+    ahead: ClassVar[int] = 0
+    """How many runs a loop may have under way beside the one it waits for: 0 where a run ends before its call returns."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.device is not None and settings.device not in self.devices:
@@ -93,6 +95,9 @@ class Backend(ABC):
                 f"device {settings.device!r}: {self.name} engines run on {' or '.join(self.devices)}; ask for that device"
             )
         self.settings = settings
+
+    def admit(self, engines: Mapping[str, EngineSpec]) -> None:  # noqa: B027  # most backends take any
+        """Look at all of a bundle's engines before any is loaded. Raises EngineError where there is no room for them."""
 
     @abstractmethod
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
@@ -110,6 +115,10 @@ class Backend(ABC):
     def write(self, buffer: Buffer, array: Array) -> None:
         """Overwrite a buffer with an array that broadcasts to its shape."""
 
+    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
+        """Overwrite a buffer with one of the rows of another, `[n, *buffer.shape]`; a device does so without the host."""
+        self.write(buffer, self.to_host(rows)[index])
+
     @abstractmethod
     def to_host(self, buffer: Buffer) -> Array:
         """The buffer's numbers; on the host's own memory a view, so copy what must outlive the next run."""
@@ -119,6 +128,11 @@ class Backend(ABC):
         array = self.to_host(buffer)
         with np.errstate(over="ignore", invalid="ignore"):
             return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+    def ask_finite(self, buffer: Buffer) -> Callable[[], bool]:
+        """`is_finite` of the buffer as it is behind the runs so far; the answer waits for those runs, and for no later one."""
+        found = self.is_finite(buffer)
+        return lambda: found
 
 
 class HostBackend(Backend):

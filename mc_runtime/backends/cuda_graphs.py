@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import heapq
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from mc_runtime.backends.base import Buffer
 from mc_runtime.errors import EngineError
+
+Launches = Callable[[], None]
 
 # A graph keeps what its launches need; two serve one bucket, one for either order of the swapped buffers.
 KEPT_GRAPHS = 16
@@ -63,35 +66,55 @@ class BufferPool:
         heapq.heappush(self._free[key], (serial, handle))
 
 
+class Recorder(Protocol):
+    """How launches become a graph; see `mc_runtime.backends.inductor_cuda`."""
+
+    def warm_up(self, launches: Launches) -> None:
+        """Run them as they are, in the surroundings in which they will be captured."""
+
+    def capture(self, launches: Launches) -> Launches:
+        """Run them once, recording instead of computing; what is returned replays them. Any exception means: not possible."""
+
+
 class GraphCache:
     """Captured graphs by what they were captured on, the least recently used dropped first.
 
     Args:
-        capture: runs a function once, recording its launches, and returns what replays them.
-        kept: how many graphs.
+        recorder: makes the graphs.
+        kept: how many.
     """
 
-    def __init__(self, capture: Callable[[Callable[[], None]], Callable[[], None]], kept: int = KEPT_GRAPHS) -> None:
-        self._capture = capture
+    def __init__(self, recorder: Recorder, kept: int = KEPT_GRAPHS) -> None:
+        self._recorder = recorder
         self._kept = kept
-        self._replays: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
+        # A graph's replay, or what there is instead: `warm` before it is captured, None where it cannot be.
+        self._known: OrderedDict[Hashable, Launches | Literal["warm"] | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def run(self, key: Hashable, launches: Callable[[], None]) -> None:
+    def run(self, key: Hashable, launches: Launches) -> None:
         """Launches as they are the first time a key is met (libraries set themselves up then), captures the second time and
-        replays from there on."""
+        replays from there on. What cannot be captured is launched every time, and a warning says so once."""
         with self._lock:
-            if key not in self._replays:
-                launches()
-                self._replays[key] = None
+            if key not in self._known:
+                self._recorder.warm_up(launches)
+                self._known[key] = "warm"
             else:
-                replay = self._replays[key]
-                if replay is None:
-                    replay = self._replays[key] = self._capture(launches)
-                replay()
-            self._replays.move_to_end(key)
-            while len(self._replays) > self._kept:
-                self._replays.popitem(last=False)
+                known = self._known[key]
+                replay = self._captured(launches) if known == "warm" else known
+                (replay or launches)()
+                self._known[key] = replay  # only now: what fails at once is tried again
+            self._known.move_to_end(key)
+            while len(self._known) > self._kept:
+                self._known.popitem(last=False)
+
+    def _captured(self, launches: Launches) -> Launches | None:
+        """The graph, or None where there can be none. Launches are not kept: their buffers must go back to the pool."""
+        try:
+            return self._recorder.capture(launches)
+        except (RuntimeError, EngineError) as error:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"steps are launched kernel by kernel, without a CUDA graph: {reason}", RuntimeWarning, stacklevel=4)
+            return None
 
 
 def in_order(names: Sequence[str], buffers: Mapping[str, Buffer], what: str) -> list[Buffer]:
@@ -101,6 +124,6 @@ def in_order(names: Sequence[str], buffers: Mapping[str, Buffer], what: str) -> 
     return [buffers[name] for name in names]
 
 
-def graph_key(engine: Hashable, buffers: Sequence[Buffer], address: Callable[[Any], int]) -> Hashable:
-    """What a graph depends on: the engine, and every bound buffer's address and shape."""
+def graph_key(engine: int, buffers: Sequence[Buffer], address: Callable[[Any], int]) -> Hashable:
+    """What a graph depends on: the engine, by a number that no other has, and every bound buffer's address and shape."""
     return (engine, tuple((address(buffer.native), buffer.shape) for buffer in buffers))

@@ -1,10 +1,13 @@
 """Packages of AOTInductor on an NVIDIA GPU: buffers stay on it, and a step is replayed as one CUDA graph.
 
-Not run on a GPU yet: what needs none (buffers, graph keys, checks, binding) is tested, see `mc_runtime.backends.cuda_graphs`.
+Not run on a GPU yet. What needs none is tested: buffers, graph keys and fallback in `mc_runtime.backends.cuda_graphs`, checks
+in `mc_runtime.backends.gpu`, the loop that runs ahead in `mc_runtime.runtime.denoise`.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,22 +16,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings
-from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache, graph_key, in_order
-from mc_runtime.backends.packages import (
-    METADATA_KEY,
-    Gpu,
-    Package,
-    check_gpu,
-    check_shapes,
-    gpu_mend,
-    signature_described,
-)
+from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes
+from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache, Launches, graph_key, in_order
+from mc_runtime.backends.gpu import Gpu, check_gpu, check_run, check_weights, gpu_mend
+from mc_runtime.backends.packages import METADATA_KEY, Package, check_shapes, signature_described
+from mc_runtime.bundle.dimensions import extents_in
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_serials = itertools.count()
 _INSTEAD = "or build the bundle for another target, such as --target onnxruntime"
 
 
@@ -38,7 +36,8 @@ def this_gpu() -> Gpu | None:
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     free, _ = torch.cuda.mem_get_info()
-    return Gpu(properties.name, (properties.major, properties.minor), free)
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return Gpu(properties.name, (properties.major, properties.minor), free + unused)
 
 
 class InductorCudaBackend(Backend):
@@ -50,6 +49,7 @@ class InductorCudaBackend(Backend):
 
     name = "inductor-cuda"
     devices = ("cuda",)
+    ahead = 1  # the GPU has its next step while the host hears of the last one
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -57,14 +57,25 @@ class InductorCudaBackend(Backend):
             why = "torch is built without CUDA" if torch.version.cuda is None else "torch sees none"
             raise EngineError(f"this bundle's engines run on an NVIDIA GPU, and {why}; use a machine with one, {_INSTEAD}")
         self._pool = BufferPool(_allocated)
-        self.graphs = GraphCache(_captured)
+        self._loading = threading.Lock()
+        self.graphs = GraphCache(Graphs())
+
+    def admit(self, engines: Mapping[str, EngineSpec]) -> None:
+        """See `Backend.admit`; the message says how much memory all of them need."""
+        gpu = this_gpu()
+        assert gpu is not None  # or this backend would not be
+        check_weights({name: Package.of(name, spec) for name, spec in engines.items()}, gpu)
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`. Raises BundleError for a package of another torch or another GPU."""
         package = Package.of(component, spec)
         package.check_torch(files[0], torch.__version__)
-        check_gpu(package, files[0], this_gpu())
-        return InductorCudaEngine(component, files, spec, package, self)
+        with self._loading:  # one engine's weights after another, so that what is free is what this one can have
+            gpu = this_gpu()
+            check_gpu(package, files[0], gpu)
+            assert gpu is not None
+            check_weights({component: package}, gpu)
+            return InductorCudaEngine(component, files, spec, package, self)
 
     def to_device(self, array: Array) -> Buffer:
         """See `Backend.to_device`; a copy on the GPU."""
@@ -80,6 +91,10 @@ class InductorCudaBackend(Backend):
         """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
         buffer.native.copy_(torch.from_numpy(np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C")))
 
+    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
+        """See `Backend.select`; in the order of the launches."""
+        buffer.native.copy_(rows.native[index])
+
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy, which waits for the launches before it."""
         found: Array = buffer.native.cpu().numpy()
@@ -88,6 +103,19 @@ class InductorCudaBackend(Backend):
     def is_finite(self, buffer: Buffer) -> bool:
         """See `Backend.is_finite`; counted on the GPU, one byte comes back."""
         return bool(torch.isfinite(buffer.native).all())
+
+    def ask_finite(self, buffer: Buffer) -> Callable[[], bool]:
+        """See `Backend.ask_finite`; the answer waits for its own byte and not for what was launched since."""
+        found = torch.empty((), dtype=torch.bool, pin_memory=True)
+        found.copy_(torch.isfinite(buffer.native).all(), non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def answer() -> bool:
+            arrived.synchronize()
+            return bool(found)
+
+        return answer
 
 
 class InductorCudaEngine(Engine):
@@ -100,6 +128,7 @@ class InductorCudaEngine(Engine):
         self.spec = spec
         self._package = package
         self._backend = backend
+        self.serial = next(_serials)
         try:
             # Single-threaded: the runner then makes no stream or event of its own, which a capture could not hold.
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(files[0]), "model", True, 1, -1)
@@ -115,6 +144,16 @@ class InductorCudaEngine(Engine):
     def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Engine.describe`."""
         return self._signature
+
+    def prepare(self, shapes: Shapes) -> None:
+        """See `Engine.prepare`; whether there is memory for such a run is said before it begins."""
+        extents: dict[str, int] = {}
+        for tensor in self.spec.inputs:
+            if tensor.name in shapes:
+                extents |= extents_in(tensor.shape, shapes[tensor.name])
+        gpu = this_gpu()
+        assert gpu is not None
+        check_run(self.name, self._package, extents, gpu)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """See `Engine.bind`."""
@@ -158,7 +197,7 @@ class _GraphCall(Call):
         self._graphs = graphs
         self._inputs = in_order([tensor.name for tensor in spec.inputs], inputs, f"{engine.name} engine's inputs")
         self._outputs = in_order([tensor.name for tensor in spec.outputs], outputs, f"{engine.name} engine's outputs")
-        self._key = graph_key(id(engine), [*self._inputs, *self._outputs], lambda tensor: int(tensor.data_ptr()))
+        self._key = graph_key(engine.serial, [*self._inputs, *self._outputs], lambda tensor: int(tensor.data_ptr()))
 
     def run(self) -> None:
         try:
@@ -179,10 +218,30 @@ def _allocated(shape: tuple[int, ...], dtype: str) -> Any:
         raise EngineError(gpu_mend(" ".join(str(error).split())[:300])) from error
 
 
-def _captured(launches: Callable[[], None]) -> Callable[[], None]:
-    """The launches as a CUDA graph. Other threads may go on loading engines meanwhile, hence the capture's mode."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        launches()
-    replay: Callable[[], None] = graph.replay
-    return replay
+class Graphs:
+    """CUDA graphs that are captured on one stream of their own and share one pool of memory.
+
+    They are warmed up on that stream, too: libraries keep workspaces by stream. One pool serves all graphs because none of
+    them leaves a result in it (they end in copies to buffers outside) and no two run at once (`GraphCache` replays one after
+    another, on one stream); with a pool each, every bucket would hold a whole step's activations, twice.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, launches: Launches) -> None:
+        """See `Recorder.warm_up`."""
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            launches()
+        here.wait_stream(self._stream)
+
+    def capture(self, launches: Launches) -> Launches:
+        """See `Recorder.capture`. Other threads may go on loading engines meanwhile, hence the capture's mode."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            launches()
+        replay: Launches = graph.replay
+        return replay

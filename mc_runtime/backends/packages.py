@@ -7,6 +7,7 @@ everything is compared before the library is opened, and every run's shapes befo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,37 @@ from mc_runtime.errors import BundleError, EngineError
 from mc_runtime.machine import this_machine
 
 METADATA_KEY = "mc_runtime_signature"
-_INSTEAD = "or build it for another target, such as --target onnxruntime"
-_AGAIN = f"build the bundle again with `mc-runtime build` on a machine like this one, {_INSTEAD}"
+INSTEAD = "or build it for another target, such as --target onnxruntime"
+AGAIN = f"build the bundle again with `mc-runtime build` on a machine like this one, {INSTEAD}"
 
 
 def base_version(version: str) -> str:
     """A torch version without its local part: `2.13.0+cpu` and `2.13.0+cu130` share what compiled code depends on."""
     return version.partition("+")[0]
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """About how much memory one run takes for its inputs, outputs and what is alive between them.
+
+    Attributes:
+        bytes: at the sizes `at`, estimated from the program when it was built.
+        at: size of each dynamic dimension.
+        powers: by dimension, with which power of its size the bytes grow near there.
+    """
+
+    bytes: int
+    at: Mapping[str, int]
+    powers: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.bytes < 0 or set(self.at) != set(self.powers) or not all(size > 0 for size in self.at.values()):
+            raise ValueError("run_memory: expected bytes, and a size and a power for each dimension")
+
+    def at_sizes(self, extents: Mapping[str, int]) -> int:
+        """The bytes at other sizes; dimensions that `extents` lacks count as they are in `at`."""
+        factors = [(extents.get(name, size) / size) ** self.powers[name] for name, size in self.at.items()]
+        return int(self.bytes * math.prod(factors))
 
 
 @dataclass(frozen=True)
@@ -36,7 +61,8 @@ class Package:
         features: of the CPU it was compiled for; empty for a GPU.
         sizes: by dynamic dimension, the smallest and largest size and what sizes are a multiple of.
         capability: compute capability of the GPU it was compiled for, or None for a CPU.
-        gpu_bytes: GPU memory a run needs, weights included; 0 for a CPU.
+        gpu_bytes: GPU memory that the weights take; 0 for a CPU.
+        run: what a run takes beside them; None where the build did not say.
     """
 
     torch: str
@@ -44,6 +70,7 @@ class Package:
     sizes: Mapping[str, tuple[int, int, int]]
     capability: tuple[int, int] | None = None
     gpu_bytes: int = 0
+    run: RunMemory | None = None
 
     @classmethod
     def of(cls, component: str, spec: EngineSpec) -> Package:
@@ -57,6 +84,7 @@ class Package:
                 sizes={str(name): _three(size) for name, size in given.pop("sizes").items()},
                 capability=None if capability is None else (int(capability[0]), int(capability[1])),
                 gpu_bytes=int(given.pop("gpu_bytes", 0)),
+                run=RunMemory(**given.pop("run_memory")) if "run_memory" in given else None,
             )
             if given:
                 raise ValueError(f"unknown: {', '.join(given)}")
@@ -71,8 +99,7 @@ class Package:
         """Raise BundleError where `version` of torch is not the one the package was compiled with."""
         if base_version(version) != self.torch:
             raise BundleError(
-                f"{where}: compiled with torch {self.torch}, here is {version}; "
-                f"pip install torch=={self.torch}, or {_AGAIN}"
+                f"{where}: compiled with torch {self.torch}, here is {version}; pip install torch=={self.torch}, or {AGAIN}"
             )
 
     def check_cpu(self, where: Path, present: Sequence[str] | None = None) -> None:
@@ -80,55 +107,7 @@ class Package:
         here = this_machine().features if present is None else present
         missing = [feature for feature in self.features if feature not in here]
         if missing:
-            raise BundleError(f"{where}: compiled for a CPU with {', '.join(missing)}, which this one lacks; {_AGAIN}")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as its driver describes it; `free` is in bytes."""
-
-    name: str
-    capability: tuple[int, int]
-    free: int
-
-
-def check_gpu(package: Package, where: Path, gpu: Gpu | None) -> None:
-    """Whether a GPU can run a package that was compiled for one.
-
-    Machine code runs on GPUs of its major compute capability, from its minor one on.
-
-    Raises:
-        BundleError: there is no GPU, or it is of another compute capability.
-        EngineError: it has too little free memory; the message says how much is needed.
-    """
-    if package.capability is None:
-        raise BundleError(f"{where}: compiled for a CPU, and an engine of target inductor-cuda; build the bundle again")
-    wanted = ".".join(map(str, package.capability))
-    if gpu is None:
-        raise BundleError(f"{where}: compiled for a GPU of compute capability {wanted}, and torch sees none here; {_AGAIN}")
-    major, minor = package.capability
-    if gpu.capability[0] != major or gpu.capability[1] < minor:
-        here = ".".join(map(str, gpu.capability))
-        raise BundleError(f"{where}: compiled for compute capability {wanted}, {gpu.name} has {here}; {_AGAIN}")
-    if gpu.free < package.gpu_bytes:
-        raise EngineError(
-            f"{where}: needs {package.gpu_bytes / 2**30:.2f} GiB of GPU memory for its weights and {gpu.free / 2**30:.2f} GiB "
-            f"are free on {gpu.name}; end what else runs there, build it in bf16, {_INSTEAD}"
-        )
-
-
-_GPU_FAULTS = (
-    ("out of memory", "the GPU's memory is full: ask for fewer or smaller pictures, or end what else runs there"),
-    ("no kernel image", "it was compiled for another GPU: build the bundle again on this machine"),
-    ("driver version is insufficient", "the NVIDIA driver is too old for this torch: update the driver"),
-    ("illegal memory access", "a fault of the kernels: please report it; until then build with --target onnxruntime"),
-)
-
-
-def gpu_mend(message: str) -> str:
-    """What to do about an error of CUDA's, in front of its own words; the words alone where nothing is known of it."""
-    lowered = message.lower()
-    return next((f"{mend} ({message})" for fault, mend in _GPU_FAULTS if fault in lowered), message)
+            raise BundleError(f"{where}: compiled for a CPU with {', '.join(missing)}, which this one lacks; {AGAIN}")
 
 
 def _three(size: Sequence[Any]) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,20 +30,35 @@ class Watch(Protocol):
 def denoise(step: LoadedEngine, batch: StepBatch, schedule: Schedule, clock: EngineClock, watch: Watch) -> Array:
     """Latents f32 `[images, C, H, W]` from a batch of noise.
 
+    A device may have the next step under way while the host still waits for this one (`Backend.ahead`), so that it never idles.
+
     Raises EngineError naming the first step whose latents are not finite, and Cancelled from the watch.
     """
     state = _StepState(step, batch, schedule, clock)
-    for index, timestep in enumerate(schedule.timesteps):
-        watch.before_step()
-        start = time.perf_counter()
-        state.advance(index)
-        if not state.is_finite():
+    under_way: deque[Callable[[], bool]] = deque()
+    last = time.perf_counter()
+
+    def finish(index: int) -> None:
+        nonlocal last
+        with clock:
+            finite = under_way.popleft()()
+        if not finite:
             raise EngineError(
                 f"step {index + 1} of {len(schedule)}: the latents are not finite any more; build the step engine in "
                 f"another precision than {step.spec.precision.value}, or lower the guidance"
             )
-        watch.after_step(float(timestep), time.perf_counter() - start, state.latents)
-    return state.latents()
+        start, last = last, time.perf_counter()
+        watch.after_step(float(schedule.timesteps[index]), last - start, lambda: state.latents(index))
+        last = time.perf_counter()  # what the watch did is no part of the next step
+
+    for index in range(len(schedule)):
+        watch.before_step()
+        under_way.append(state.advance(index))
+        if len(under_way) > step.backend.ahead:
+            finish(index - step.backend.ahead)
+    while under_way:
+        finish(len(schedule) - len(under_way))
+    return state.latents(len(schedule) - 1)
 
 
 class _StepState:
@@ -53,13 +69,16 @@ class _StepState:
         self._clock = clock
         self._images = batch.images
         count = len(batch.sample)
-        self._timesteps = np.repeat(schedule.timesteps[:, None], count, axis=1)
-        self._coefficients = np.repeat(schedule.coefficients[:, None], count, axis=1)
-        self._timestep = self._backend.empty((count,))
-        self._coefficient = self._backend.empty(self._coefficients.shape[1:])
+        timesteps = np.repeat(schedule.timesteps[:, None], count, axis=1)
+        coefficients = np.repeat(schedule.coefficients[:, None], count, axis=1)
+        # All steps' numbers go to the device before the loop: in it, the host hands over nothing and waits for nothing.
+        self._scalars = [
+            (self._backend.empty(rows.shape[1:]), self._backend.to_device(rows.astype(np.float32)))
+            for rows in (timesteps, coefficients)
+        ]
         self._samples = self._pair(batch.sample)
         constant = {name: self._backend.to_device(array) for name, array in batch.constant.items()}
-        constant |= {"timestep": self._timestep, "coefficients": self._coefficient}
+        constant |= {name: now for name, (now, _) in zip(("timestep", "coefficients"), self._scalars, strict=True)}
         swapped = [("sample", "next_sample", self._samples)]
         if batch.history is not None:
             swapped.append(("history", "next_history", self._pair(batch.history)))
@@ -70,23 +89,22 @@ class _StepState:
             )
             for here in (0, 1)
         ]
-        self._now = 0
 
-    def advance(self, index: int) -> None:
-        """Run step `index`; what it wrote is the next one's input."""
-        self._backend.write(self._timestep, self._timesteps[index])
-        self._backend.write(self._coefficient, self._coefficients[index])
+    def advance(self, index: int) -> Callable[[], bool]:
+        """Run step `index`, or begin to: what it writes is the next one's input. Whether that is finite is asked, too."""
+        for now, rows in self._scalars:
+            self._backend.select(now, rows, index)
         with self._clock:
-            self._calls[self._now].run()
-        self._now = 1 - self._now
+            self._calls[index % 2].run()
+        return self._backend.ask_finite(self._written(index))
 
-    def is_finite(self) -> bool:
-        """Whether the latents are numbers still: a sum over them, some microseconds."""
-        return self._backend.is_finite(self._samples[self._now])
+    def latents(self, index: int) -> NDArray[np.float32]:
+        """A copy of the latents that step `index` gave, until the second step after it runs; without the images that only
+        fill up the batch."""
+        return np.array(self._backend.to_host(self._written(index))[: self._images])
 
-    def latents(self) -> NDArray[np.float32]:
-        """A copy of the latents as they are now, without the images that only fill up the batch."""
-        return np.array(self._backend.to_host(self._samples[self._now])[: self._images])
+    def _written(self, index: int) -> Buffer:
+        return self._samples[1 - index % 2]
 
     def _pair(self, start: Array) -> tuple[Buffer, Buffer]:
         first = self._backend.empty(start.shape)

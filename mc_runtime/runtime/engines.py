@@ -71,9 +71,14 @@ class Engines:
         self._lock = threading.Lock()
 
     def import_backends(self) -> None:
-        """Import the libraries that the bundle's engines need. Raises BundleError or EngineError where one cannot be."""
+        """Import the libraries that the bundle's engines need. Raises BundleError or EngineError where one cannot be, or where
+        a device has no room for its engines."""
+        engines = self._bundle.manifest.engines
+        targets: dict[str, dict[str, EngineSpec]] = {}
         for component in self._bundle.manifest.required_components():
-            self._backend(self._bundle.manifest.engines[component].target)
+            targets.setdefault(engines[component].target, {})[component] = engines[component]
+        for target, specs in targets.items():
+            self._backend(target).admit(specs)
 
     def start(self, components: Mapping[str, Shapes | None]) -> None:
         """Begin to load these engines, each in its own thread; `get` waits for one.

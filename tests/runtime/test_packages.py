@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from mc_runtime.backends.packages import Package, base_version, check_shapes, described_signature, signature_described
+from mc_runtime.backends.packages import (
+    Package,
+    RunMemory,
+    base_version,
+    check_shapes,
+    described_signature,
+    signature_described,
+)
 from mc_runtime.bundle.manifest import Engine, Precision, Tensor
 from mc_runtime.errors import BundleError, EngineError
 
@@ -34,17 +41,21 @@ def package_of(**options: Any) -> Package:
 
 
 def test_options_become_a_package() -> None:
-    package = package_of(capability=[9, 0], gpu_bytes=123)
+    run = {"bytes": 456, "at": {"B": 1}, "powers": {"B": 1.0}}
+    package = package_of(capability=[9, 0], gpu_bytes=123, run_memory=run)
     assert package.torch == "2.13.0"
     assert package.features == ("avx2", "fma")
     assert package.sizes == {"B": (1, 4, 1), "H": (16, 64, 8)}
     assert package.capability == (9, 0)
     assert package.gpu_bytes == 123
+    assert package.run == RunMemory(456, {"B": 1}, {"B": 1.0})
+    assert package_of().run is None
 
 
 @pytest.mark.parametrize("options", [
     {"sizes": {"B": [1, 4]}}, {"sizes": [1]}, {"sizes": {"B": ["one", 2, 3]}}, {"capability": [9]}, {"features": 5},
-    {"threads": 2}, {"gpu_bytes": "much"},
+    {"threads": 2}, {"gpu_bytes": "much"}, {"run_memory": {"bytes": 1}},
+    {"run_memory": {"bytes": 1, "at": {"B": 0}, "powers": {"B": 1}}},
 ])  # fmt: skip
 def test_options_of_something_else_are_a_bundle_error(options: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"step engine: options .* are not those of a compiled package") as caught:

@@ -1,4 +1,4 @@
-"""Engine files for AOTInductor on an NVIDIA GPU: as for the CPU, with SANA's blocks by the kernels of `mc_kernels`.
+"""Engine files for AOTInductor on an NVIDIA GPU: as for the CPU, with the step by the kernels of `mc_kernels`.
 
 Compiled on the GPU it is for. Not run on one yet; what needs none is tested.
 """
@@ -16,6 +16,7 @@ from torch.export.passes import move_to_device_pass
 
 import mc_kernels
 from mc_export.lower.inductor import CONSTANTS_BESIDE, compiled, constants_of, exported_in, find_compiler, metadata_of, sizes_of
+from mc_export.lower.memory import run_memory_of
 from mc_export.program.base import Program
 from mc_export.rewrites.counts import check_operators
 from mc_export.rewrites.kernels import use_kernels
@@ -31,7 +32,7 @@ _TRITON = "pip install 'mc-runtime[kernels]'"
 def engine_files(program: Program, precision: Precision, directory: Path) -> tuple[list[Path], dict[str, Any]]:
     """Compiles `program` for this machine's GPU into `directory`; arguments and results as for the CPU.
 
-    The engine's options also say the GPU's compute capability and how much of its memory the weights take.
+    The engine's options also say the GPU's compute capability, and how much of its memory weights and a run take.
 
     Raises:
         EngineError: no GPU, no Triton or no C++ compiler is here, or a block of the backbone was not matched.
@@ -51,6 +52,7 @@ def engine_files(program: Program, precision: Precision, directory: Path) -> tup
         "torch": base_version(torch.__version__),
         "capability": list(capability),
         "gpu_bytes": weights.stat().st_size,
+        "run_memory": run_memory_of(program),
         "sizes": sizes_of(program),
     }
     return [package, weights], options
