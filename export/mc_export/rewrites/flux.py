@@ -7,7 +7,8 @@
 
 Single blocks have one norm each, so that only the next block's follows a residual; hence one module for all blocks. It also
 joins the two streams once, where the published blocks join and part them in every single block, and takes the SiLU of the
-embedding once, not in every norm.
+embedding once, not in every norm. No module that is handed the angles has parameters of its own, so that a precision below
+float32 leaves them alone.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import Tensor, nn
 
 from mc_export.rewrites.counts import Counts, check_blocks
-from mc_export.rewrites.parts import merged_linear, norm_modulated
-from mc_kernels.gated_residual_norm import gated_residual_norm
+from mc_export.rewrites.parts import Stream, merged_linear
 from mc_kernels.qk_norm_rope import qk_norm_rope
 
 Angles = tuple[Tensor, Tensor]
-Heads = tuple[Tensor, Tensor, Tensor]
 
 
 def use_flux_kernels(model: Any) -> Counts:
@@ -37,7 +36,7 @@ def use_flux_kernels(model: Any) -> Counts:
     double, single = model.transformer_blocks, model.single_transformer_blocks
     check_blocks(double, FluxTransformerBlock, int(model.config.num_layers))
     check_blocks(single, FluxSingleTransformerBlock, int(model.config.num_single_layers))
-    # Where each stream's norms follow a residual: two a double block but for the first, one a single block but for the first.
+    # Where a stream's norm follows a residual: two of each stream's a double block but for the first, one a single block.
     norms = 2 * max(0, 2 * len(double) - 1) + max(0, len(single) - 1)
     rotations = 2 * len(double) + len(single)
     model.transformer_blocks = nn.ModuleList([KernelStack(double, single)])
@@ -46,15 +45,12 @@ def use_flux_kernels(model: Any) -> Counts:
 
 
 class KernelStack(nn.Module):
-    """All blocks, called as one `FluxTransformerBlock`.
-
-    It has no parameters of its own, so that a precision below float32 leaves the angles it is given alone.
-    """
+    """All blocks, called as one `FluxTransformerBlock`."""
 
     def __init__(self, double: nn.ModuleList, single: nn.ModuleList) -> None:
         super().__init__()
-        self.doubles = nn.ModuleList(DoubleBlock(block) for block in double)
-        self.singles = nn.ModuleList(SingleBlock(block) for block in single)
+        self.double_blocks = nn.ModuleList(DoubleBlock(block) for block in double)
+        self.single_blocks = nn.ModuleList(SingleBlock(block) for block in single)
 
     def forward(
         self,
@@ -64,103 +60,67 @@ class KernelStack(nn.Module):
         image_rotary_emb: Angles,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens `[N, S, D]` of text and picture, the embedding `[N, D]`, angles `[S, d]` (each twice), text before picture."""
+        """Tokens `[N, S, D]` of picture and text, the embedding `[N, D]`, angles `[S, d]` (each twice), text before picture."""
         mask = (joint_attention_kwargs or {}).get("attention_mask")
-        emb = F.silu(temb)
         cos, sin = (table[:, ::2].contiguous() for table in image_rotary_emb)  # read by every block
-        rows = encoder_hidden_states.shape[1]
-        text, image = encoder_hidden_states.contiguous(), hidden_states.contiguous()
-        if len(self.doubles):
-            text, image = self._double_stream(text, image, emb, (cos, sin), mask)
-        if len(self.singles):
-            joined = self._single_stream(torch.cat([text, image], dim=1), emb, (cos, sin), mask)
-            text, image = joined[:, :rows], joined[:, rows:]
-        return text, image
-
-    def _double_stream(
-        self, text: Tensor, image: Tensor, emb: Tensor, angles: Angles, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        modulations = [(block.text.modulation(emb), block.image.modulation(emb)) for block in self.doubles]
-        block, (of_text, of_image) = self.doubles[0], modulations[0]
-        u_text, u_image = block.text.opened(text, *of_text[:2]), block.image.opened(image, *of_image[:2])
-        for index, block in enumerate(self.doubles):
-            of_text, of_image = modulations[index]
-            y_text, y_image = block(u_text, u_image, angles, mask)
-            text, u_text = gated_residual_norm(text, y_text, *of_text[2:5], block.text.eps[1])
-            image, u_image = gated_residual_norm(image, y_image, *of_image[2:5], block.image.eps[1])
-            y_text, y_image = block.text.ff(u_text), block.image.ff(u_image)
-            if index + 1 == len(self.doubles):
-                break
-            following, (next_text, next_image) = self.doubles[index + 1], modulations[index + 1]
-            text, u_text = gated_residual_norm(text, y_text, of_text[5], *next_text[:2], following.text.eps[0])
-            image, u_image = gated_residual_norm(image, y_image, of_image[5], *next_image[:2], following.image.eps[0])
-        return text + of_text[5] * y_text, image + of_image[5] * y_image
-
-    def _single_stream(self, joined: Tensor, emb: Tensor, angles: Angles, mask: Tensor | None) -> Tensor:
-        modulations = [block.modulation(emb) for block in self.singles]
-        shift, scale, gate = modulations[0]
-        u = norm_modulated(self.singles[0].norm, joined, shift, scale)
-        for index, block in enumerate(self.singles):
-            gate = modulations[index][2]
-            y = block(u, angles, mask)
-            if index + 1 == len(self.singles):
-                break
-            shift, scale, _ = modulations[index + 1]
-            joined, u = gated_residual_norm(joined, y, gate, shift, scale, self.singles[index + 1].norm.eps)
-        return joined + gate * y
+        emb, rows = F.silu(temb), encoder_hidden_states.shape[1]
+        text, image = Stream(encoder_hidden_states.contiguous()), Stream(hidden_states.contiguous())
+        for block in self.double_blocks:
+            text, image = block(text, image, emb, (cos, sin), mask)
+        joined = Stream(torch.cat([text.settled(), image.settled()], dim=1))
+        for block in self.single_blocks:
+            joined = block(joined, emb, (cos, sin), mask)
+        tokens = joined.settled()
+        return tokens[:, :rows], tokens[:, rows:]
 
 
-class Stream(nn.Module):
-    """One of a double block's two streams: its modulation, projections and feed-forward network."""
+class DoubleBlock(nn.Module):
+    """A `FluxTransformerBlock`: text and picture apart, but for the attention."""
+
+    def __init__(self, block: FluxTransformerBlock) -> None:
+        super().__init__()
+        attn = block.attn
+        self.image = Half(
+            block.norm1, [attn.to_q, attn.to_k, attn.to_v], [attn.norm_q, attn.norm_k], attn.to_out[0], block.norm2, block.ff
+        )
+        self.text = Half(
+            block.norm1_context, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj], [attn.norm_added_q, attn.norm_added_k],
+            attn.to_add_out, block.norm2_context, block.ff_context,
+        )  # fmt: skip
+
+    def forward(self, text: Stream, image: Stream, emb: Tensor, angles: Angles, mask: Tensor | None) -> tuple[Stream, Stream]:
+        rows = text.h.shape[1]
+        h_text, of_text, text_heads = self.text.heads(text, emb, (angles[0][:rows], angles[1][:rows]))
+        h_image, of_image, image_heads = self.image.heads(image, emb, (angles[0][rows:], angles[1][rows:]))
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip(text_heads, image_heads, strict=True))
+        attended = _attended(query, key, value, mask)
+        text = self.text.fed(h_text, attended[:, :rows], of_text)
+        return text, self.image.fed(h_image, attended[:, rows:], of_image)
+
+
+class Half(nn.Module):
+    """What text or picture have of their own in a double block."""
 
     def __init__(
         self, opening: Any, projections: list[nn.Linear], norms: list[Any], out: nn.Module, norm: Any, ff: Any
     ) -> None:
         super().__init__()
-        self.opening, self.eps = opening.norm, (opening.norm.eps, norm.eps)
-        self.embedding = opening.linear
+        self.norm1, self.norm2, self.modulation = opening.norm, norm, opening.linear
         self.projections = merged_linear(projections)
         self.norm_q, self.norm_k = norms
         self.out, self.ff = out, ff
 
-    def modulation(self, emb: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate `[N, 1, D]` of the attention, then of the feed-forward network."""
-        return self.embedding(emb)[:, None].chunk(6, dim=-1)
+    def heads(self, stream: Stream, emb: Tensor, angles: Angles) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The stream's sum, what modulates it (`[N, 1, D]` each), and normed, rotated heads `[N, S, heads, d]`."""
+        shift, scale, *later = self.modulation(emb)[:, None].chunk(6, dim=-1)
+        h, u = stream.opened(self.norm1, shift, scale)
+        return h, tuple(later), _heads(self.projections(u), self.norm_q, self.norm_k, angles)
 
-    def opened(self, h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """The first block's norm and modulation, which follow no residual."""
-        return norm_modulated(self.opening, h, shift, scale)
-
-    def heads(self, u: Tensor, width: int, angles: Angles) -> Heads:
-        """Normed and rotated queries and keys, and values, `[N, S, heads, width]`."""
-        query, key, value = self.projections(u).unflatten(-1, (3, -1, width)).unbind(2)
-        query, key = qk_norm_rope(query, key, self.norm_q.weight, self.norm_k.weight, *angles, self.norm_q.eps)
-        return query, key, value
-
-
-class DoubleBlock(nn.Module):
-    """A `FluxTransformerBlock`'s attention over both streams, and what each stream has of its own."""
-
-    def __init__(self, block: FluxTransformerBlock) -> None:
-        super().__init__()
-        attn = block.attn
-        self.width = attn.head_dim
-        self.image = Stream(
-            block.norm1, [attn.to_q, attn.to_k, attn.to_v], [attn.norm_q, attn.norm_k], attn.to_out[0], block.norm2, block.ff
-        )
-        self.text = Stream(
-            block.norm1_context, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj], [attn.norm_added_q, attn.norm_added_k],
-            attn.to_add_out, block.norm2_context, block.ff_context,
-        )  # fmt: skip
-
-    def forward(self, u_text: Tensor, u_image: Tensor, angles: Angles, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What is attended to, for text and picture, after the output projections."""
-        rows = u_text.shape[1]
-        text = self.text.heads(u_text, self.width, (angles[0][:rows], angles[1][:rows]))
-        image = self.image.heads(u_image, self.width, (angles[0][rows:], angles[1][rows:]))
-        query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
-        attended = _attended(query, key, value, mask)
-        return self.text.out(attended[:, :rows]), self.image.out(attended[:, rows:])
+    def fed(self, h: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Stream:
+        """The rest of the block."""
+        gate, shift, scale, gate_ff = modulation
+        h, u = Stream(h, self.out(attended), gate).opened(self.norm2, shift, scale)
+        return Stream(h, self.ff(u), gate_ff)
 
 
 class SingleBlock(nn.Module):
@@ -169,23 +129,25 @@ class SingleBlock(nn.Module):
     def __init__(self, block: FluxSingleTransformerBlock) -> None:
         super().__init__()
         attn = block.attn
-        self.norm, self.embedding = block.norm.norm, block.norm.linear
-        self.width, self.inner = attn.head_dim, attn.inner_dim
+        self.norm, self.modulation = block.norm.norm, block.norm.linear
+        self.widths = (3 * attn.inner_dim, block.mlp_hidden_dim)
         self.projections = merged_linear([attn.to_q, attn.to_k, attn.to_v, block.proj_mlp])
         self.norm_q, self.norm_k = attn.norm_q, attn.norm_k
         self.activation, self.out = block.act_mlp, block.proj_out
 
-    def modulation(self, emb: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate, `[N, 1, D]`."""
-        return self.embedding(emb)[:, None].chunk(3, dim=-1)
+    def forward(self, joined: Stream, emb: Tensor, angles: Angles, mask: Tensor | None) -> Stream:
+        shift, scale, gate = self.modulation(emb)[:, None].chunk(3, dim=-1)
+        h, u = joined.opened(self.norm, shift, scale)
+        projected, mixed = self.projections(u).split(self.widths, dim=-1)
+        query, key, value = _heads(projected, self.norm_q, self.norm_k, angles)
+        return Stream(h, self.out(torch.cat([_attended(query, key, value, mask), self.activation(mixed)], dim=-1)), gate)
 
-    def forward(self, u: Tensor, angles: Angles, mask: Tensor | None) -> Tensor:
-        projected = self.projections(u)
-        attended, mixed = projected.split([3 * self.inner, projected.shape[-1] - 3 * self.inner], dim=-1)
-        query, key, value = attended.unflatten(-1, (3, -1, self.width)).unbind(2)
-        query, key = qk_norm_rope(query, key, self.norm_q.weight, self.norm_k.weight, *angles, self.norm_q.eps)
-        result: Tensor = self.out(torch.cat([_attended(query, key, value, mask), self.activation(mixed)], dim=-1))
-        return result
+
+def _heads(projected: Tensor, norm_q: Any, norm_k: Any, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    """Merged projections `[N, S, 3 * D]` to queries and keys, normed and rotated, and values: `[N, S, heads, d]`."""
+    query, key, value = projected.unflatten(-1, (3, -1, norm_q.weight.shape[0])).unbind(2)
+    query, key = qk_norm_rope(query, key, norm_q.weight, norm_k.weight, *angles, norm_q.eps)
+    return query, key, value
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mc_kernels.gated_residual_norm import gated_residual_norm
 from mc_runtime.errors import EngineError
+
+
+class Stream(NamedTuple):
+    """Tokens between two sublayers: `h + gate * y`, not added up yet, for that is done in one pass with the norm that follows.
+
+    Attributes:
+        h: the residual stream `[N, S, D]`.
+        y: what the last sublayer gave, likewise; None where there was none.
+        gate: `[N, 1, D]`, or None for a plain residual.
+    """
+
+    h: Tensor
+    y: Tensor | None = None
+    gate: Tensor | None = None
+
+    def opened(self, norm: Any, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and the next sublayer's input: its norm (of no weights) and modulation."""
+        if self.y is None:
+            return self.h, norm(self.h) * (1 + scale) + shift
+        opened: tuple[Tensor, Tensor] = gated_residual_norm(self.h, self.y, self.gate, shift, scale, norm.eps)
+        return opened
+
+    def settled(self) -> Tensor:
+        """The sum."""
+        if self.y is None:
+            return self.h
+        return self.h + (self.y if self.gate is None else self.gate * self.y)
 
 
 def merged_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
@@ -25,9 +54,3 @@ def merged_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
     if biases[0] is not None:
         merged.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
     return merged
-
-
-def norm_modulated(norm: nn.Module, h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The norm and modulation that no residual precedes: a stack's first."""
-    normed: Tensor = norm(h) * (1 + scale) + shift
-    return normed

@@ -2,11 +2,12 @@
 
     q, k, v = u W^T                              one product for the three projections of self-attention
     q, k    = qk_norm_rope(q, k, ...)            RMS norm over all heads together, rotary positions
-    h, u    = gated_residual_norm(h, y, ...)     three a block: before cross-attention (the norm's own scale and shift), before
-                                                 the feed-forward network, and before the next block
+    h, u    = gated_residual_norm(h, y, ...)     three a block: before self-attention (not the first block's), before cross-
+                                                 attention (with that norm's own weights), before the feed-forward network
 
-Tokens carry their frame's timestep (the paper's, or 0), so frames are the batch of `gated_residual_norm`: its modulation is
-read once a frame and not once a token.
+Tokens carry their frame's timestep (the step's, or 0), so frames are the batch of `gated_residual_norm`: its modulation is
+read once a frame and not once a token. No module that is handed the angles has parameters of its own, so that a precision
+below float32 leaves them alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from mc_export.backbones.wan_export import PreparedBlock
 from mc_export.rewrites.counts import Counts, check_blocks
-from mc_export.rewrites.parts import merged_linear, norm_modulated
-from mc_kernels.gated_residual_norm import gated_residual_norm
+from mc_export.rewrites.parts import Stream, merged_linear
 from mc_kernels.qk_norm_rope import qk_norm_rope
 from mc_runtime.errors import EngineError
+
+Angles = tuple[Tensor, Tensor]
 
 
 def use_wan_kernels(model: Any) -> Counts:
@@ -37,10 +39,7 @@ def use_wan_kernels(model: Any) -> Counts:
 
 
 class KernelStack(nn.Module):
-    """All blocks, called as one `PreparedBlock`.
-
-    It has no parameters of its own, so that a precision below float32 leaves the angles it is given alone.
-    """
+    """All blocks, called as one `PreparedBlock`."""
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         super().__init__()
@@ -52,33 +51,20 @@ class KernelStack(nn.Module):
         context: Tensor,
         context_bias: Tensor,
         modulation: Tensor,
-        angles: tuple[Tensor, Tensor],
+        angles: Angles,
         frame_bias: Tensor | None,
     ) -> Tensor:
         """See `PreparedBlock.forward`."""
         frames = tokens.shape[1]
-        h, rows = tokens.flatten(0, 1).contiguous(), modulation.flatten(0, 1)
+        stream, rows = Stream(tokens.flatten(0, 1).contiguous()), modulation.flatten(0, 1)
         cos, sin = (table.squeeze(1) for table in angles)
-        modulations = [block.table(rows) for block in self.blocks]
-        shift, scale = modulations[0][:2]
-        u = norm_modulated(self.blocks[0].norm1, h, shift, scale)
-        for index, block in enumerate(self.blocks):
-            _, _, gate, shift, scale, gate_ff = modulations[index]
-            y = block.self_attention(u, frames, (cos, sin), frame_bias)
-            own_shift, own_scale = (row.expand(h.shape[0], 1, -1) for row in (block.cross_shift, block.cross_scale))
-            h, u = gated_residual_norm(h, y, gate, own_shift, own_scale, block.eps[1])
-            y = block.cross_attention(u, frames, context, context_bias)
-            h, u = gated_residual_norm(h, y, None, shift, scale, block.eps[2])
-            y = block.ffn(u)
-            if index + 1 == len(self.blocks):
-                break
-            shift, scale = modulations[index + 1][:2]
-            h, u = gated_residual_norm(h, y, gate_ff, shift, scale, self.blocks[index + 1].eps[0])
-        return (h + gate_ff * y).unflatten(0, (-1, frames))
+        for block in self.blocks:
+            stream = block(stream, frames, context, context_bias, rows, (cos, sin), frame_bias)
+        return stream.settled().unflatten(0, (-1, frames))
 
 
 class KernelBlock(nn.Module):
-    """What the stack takes of a `PreparedBlock`.
+    """A `PreparedBlock` on frames: its tokens are `[N * F, cells, D]`.
 
     Raises:
         EngineError: the block has no norm before its cross-attention.
@@ -91,20 +77,39 @@ class KernelBlock(nn.Module):
         super().__init__()
         if isinstance(block.norm2, nn.Identity):
             raise EngineError("no kernel is written for Wan without a norm before cross-attention; build it for another target")
-        self.norm1, self.ffn = block.norm1, block.ffn
-        self.eps = (block.norm1.eps, block.norm2.eps, block.norm3.eps)
-        self.table = Table(block.scale_shift_table)
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
         # In float32, and not among the saved buffers: bfloat16 would round the scale once more as a difference from one.
         weight, bias = block.norm2.weight.detach().float(), block.norm2.bias.detach().float()
         self.register_buffer("cross_scale", (weight - 1)[None, None], persistent=False)
         self.register_buffer("cross_shift", bias[None, None].clone(), persistent=False)
+        self.table = Table(block.scale_shift_table)
         attn = block.attn1
         self.heads, self.norm_q, self.norm_k, self.out = attn.heads, attn.norm_q, attn.norm_k, attn.to_out[0]
         self.projections = merged_linear([attn.to_q, attn.to_k, attn.to_v])
-        self.cross = block.attn2
+        self.cross_attention, self.ffn = block.attn2, block.ffn
 
-    def self_attention(self, u: Tensor, frames: int, angles: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """Over all frames of a clip; `u` and the result are `[N * F, cells, D]`."""
+    def forward(
+        self,
+        stream: Stream,
+        frames: int,
+        context: Tensor,
+        context_bias: Tensor,
+        modulation: Tensor,
+        angles: Angles,
+        frame_bias: Tensor | None,
+    ) -> Stream:
+        """Modulation `[N * F, 6, D]`, angles `[F * cells, d / 2]`; the rest as `PreparedBlock.forward` has it."""
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.table(modulation)
+        h, u = stream.opened(self.norm1, shift, scale)
+        stream = Stream(h, self._self_attention(u, frames, angles, frame_bias), gate)
+        own_shift, own_scale = (row.expand(h.shape[0], 1, -1) for row in (self.cross_shift, self.cross_scale))
+        h, u = stream.opened(self.norm2, own_shift, own_scale)
+        attended = self.cross_attention(u.unflatten(0, (-1, frames)), context, context_bias).flatten(0, 1)
+        h, u = Stream(h, attended).opened(self.norm3, shift_ff, scale_ff)
+        return Stream(h, self.ffn(u), gate_ff)
+
+    def _self_attention(self, u: Tensor, frames: int, angles: Angles, bias: Tensor | None) -> Tensor:
+        """Over all frames of a clip."""
         joined = u.unflatten(0, (-1, frames)).flatten(1, 2)
         query, key, value = self.projections(joined).unflatten(-1, (3, self.heads, -1)).unbind(2)
         query, key = qk_norm_rope(query, key, self.norm_q.weight, self.norm_k.weight, *angles, self.norm_q.eps)
@@ -112,11 +117,6 @@ class KernelBlock(nn.Module):
         attended = F.scaled_dot_product_attention(*heads, attn_mask=bias).transpose(1, 2).flatten(2)
         output: Tensor = self.out(attended)
         return output.unflatten(1, (frames, -1)).flatten(0, 1)
-
-    def cross_attention(self, u: Tensor, frames: int, context: Tensor, bias: Tensor) -> Tensor:
-        """As `self_attention`, to the prepared context."""
-        attended: Tensor = self.cross(u.unflatten(0, (-1, frames)), context, bias)
-        return attended.flatten(0, 1)
 
 
 class Table(nn.Module):
