@@ -121,7 +121,7 @@ def _print(report: dict[str, Any]) -> None:
         what = f"{engine['target']} {engine['precision']}"
         how = "from the cache" if engine["state"] == "cached" else f"built in {seconds(engine['seconds'])}"
         error = f"error {engine['relative_l2']:.1e} relative, {engine['max_abs']:.1e} at most"
-        click.echo(f"{engine['component']:<14}{what:<20}{how:<22}{size_of(engine['bytes']):>10}   {error}")
+        click.echo(f"{engine['component']:<18}{what:<20}{how:<22}{size_of(engine['bytes']):>10}   {error}")
     cached = all(engine["state"] == "cached" for engine in report["engines"])
     why = "; nothing that the engines are made of has changed" if cached else ""
     if report["unchanged"]:

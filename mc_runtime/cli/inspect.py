@@ -81,7 +81,7 @@ def _engine_lines(manifest: Manifest) -> list[str]:
         if engine.error is not None:
             error = f"error {engine.error.relative_l2:.1e} relative, {engine.error.max_abs:.1e} at most"
         what = f"{engine.target} {engine.precision}"
-        lines.append(f"{component:<14}{what:<20}{size_of(total):>10}   {error}")
+        lines.append(f"{component:<18}{what:<20}{size_of(total):>10}   {error}")
     return lines
 
 

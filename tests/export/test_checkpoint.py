@@ -13,12 +13,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mc_export.build.options import BuildOptions
-from mc_export.build.parts import sizes_of
+from mc_export.build.parts import frames_of, sizes_of
 from mc_export.checkpoint import load_checkpoint
 from mc_export.checkpoint.assemble import assemble_checkpoint
 from mc_export.reference import ReferencePipeline
 from mc_runtime.errors import CheckpointError
 from tests.factories import tiny_metacanvas_checkpoint, tiny_planner, tiny_processors, tiny_stock_sana
+from tests.tiny_wan import tiny_metacanvas_wan
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +240,26 @@ def test_a_native_size_that_no_engine_can_have(
     damage(copy)
     with pytest.raises(CheckpointError, match=message):
         sizes_of(load_checkpoint(copy), BuildOptions())
+
+
+def with_defaults(checkpoint: Path, folder: Path, **defaults: object) -> Path:
+    copy = shutil.copytree(checkpoint, folder)
+    written = json.loads((copy / "metacanvas.json").read_text())
+    (copy / "metacanvas.json").write_text(json.dumps(written | {"defaults": defaults}))
+    return copy
+
+
+def test_a_checkpoint_says_what_a_request_gets_that_does_not(metacanvas: Path, tmp_path: Path) -> None:
+    kind = load_checkpoint(metacanvas).defaults
+    assert (kind.steps, kind.guidance_scale, kind.frames) == (20, 4.5, None)
+    own = load_checkpoint(with_defaults(metacanvas, tmp_path / "own", steps=3, guidance_scale=0.0, frames=9)).defaults
+    assert (own.steps, own.guidance_scale, own.frames) == (3, 0.0, None)  # a backbone of pictures makes no frames
+    film = tiny_metacanvas_wan(tmp_path / "wan")
+    assert (load_checkpoint(film).defaults.frames, load_checkpoint(film).defaults.fps) == (121, 24.0)
+    opened = load_checkpoint(with_defaults(film, tmp_path / "film", frames=9, fps=8.0))
+    assert (opened.defaults.steps, opened.defaults.frames, opened.defaults.fps) == (50, 9, 8.0)
+    served = frames_of(opened)
+    assert served is not None
+    assert (served.default, served.fps) == (9, 8.0)
+    with pytest.raises(CheckpointError, match=r"defaults\.steps"):
+        load_checkpoint(with_defaults(metacanvas, tmp_path / "wrong", steps=0))

@@ -216,7 +216,7 @@ def _manifest(
         guidance=_guidance(checkpoint),
         reference_sizes=checkpoint.reference_sizes,
         conditions={condition.name: condition.source for condition in adapter.conditions(config)},
-        steps=Steps(default=min(adapter.default_steps, options.max_steps), max=options.max_steps),
+        steps=Steps(default=min(checkpoint.defaults.steps, options.max_steps), max=options.max_steps),
         sampler=sampler,
         canvas=Canvas(grid=canvas.grid, pixels_per_token=canvas.pixels_per_token) if canvas else None,
         prompting=prompting,
@@ -236,7 +236,7 @@ def _guidance(checkpoint: Checkpoint) -> Guidance:
     told = any(condition.source == "guidance_scale" for condition in adapter.conditions(checkpoint.model_config))
     branches = 1 if adapter.embeds_guidance else adapter.guidance_branches
     return Guidance(
-        default=adapter.default_guidance if told or branches > 1 else 1.0,
+        default=checkpoint.defaults.guidance_scale if told or branches > 1 else 1.0,
         branches=branches,
         embedded=told,
         ramp_from=adapter.guidance_ramp_from,

@@ -113,13 +113,13 @@ def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
 def frames_of(checkpoint: Checkpoint) -> Frames | None:
     """The lengths of video a bundle of this checkpoint serves; None for pictures."""
     backbone, multiple = checkpoint.backbone, checkpoint.strides.time
-    default = backbone.video_frames(checkpoint.model_config)
+    default = checkpoint.defaults.frames
     if default is None:
         return None
     longest = 1 + (_LONGEST * default - 1) // multiple * multiple
     if (most := backbone.max_latent_frames(checkpoint.model_config)) is not None:
         longest = min(longest, checkpoint.strides.frames(most))
-    return Frames(default=min(default, longest), multiple=multiple, first=1, max=longest, fps=backbone.default_fps)
+    return Frames(default=min(default, longest), multiple=multiple, first=1, max=longest, fps=checkpoint.defaults.fps)
 
 
 def limits_of(checkpoint: Checkpoint, sizes: Sizes, prompting: PromptingSet, options: BuildOptions, order: int) -> Limits:

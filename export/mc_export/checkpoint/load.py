@@ -18,6 +18,7 @@ from mc_export.backbones.base import Backbone
 from mc_export.backbones.registry import BACKBONES, backbone_of
 from mc_export.checkpoint import layout
 from mc_export.checkpoint.components import load_component, load_pretrained, read_canvas_weights
+from mc_export.checkpoint.defaults import Defaults, defaults_of
 from mc_export.checkpoint.hashing import sha256_of_files
 from mc_export.checkpoint.source import is_finite, local_folder, read_json
 from mc_export.model.canvas_model import CanvasModel
@@ -236,6 +237,11 @@ class Checkpoint:
         multiple = self.backbone.size_multiple(self.model_config) * self.pixels_per_latent
         scaled = ((max(1, round(side * scale / multiple)) * multiple for side in size) for size in published)
         return tuple(dict.fromkeys((height, width) for height, width in scaled))
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """What a request gets that does not say."""
+        return defaults_of(self.backbone, self.model_config, self.config)
 
     @cached_property
     def model_config(self) -> Any:

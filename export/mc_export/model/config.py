@@ -64,6 +64,15 @@ class PromptConfig(_Strict):
     max_vision_tokens: Annotated[int, Field(gt=0, le=LONGEST_PROMPT)] = 4096
 
 
+class DefaultsConfig(_Strict):
+    """What a request gets that does not say; None leaves it to the backbone's kind. ``frames`` and ``fps`` are of videos."""
+
+    steps: PositiveInt | None = None
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    frames: PositiveInt | None = None
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class MetaCanvasConfig(_Strict):
     """The whole of ``metacanvas.json``."""
 
@@ -74,6 +83,7 @@ class MetaCanvasConfig(_Strict):
     context_connector: ContextConnectorConfig = ContextConnectorConfig()
     canvas_connector: CanvasConnectorConfig = CanvasConnectorConfig()
     prompt: PromptConfig = PromptConfig()
+    defaults: DefaultsConfig = DefaultsConfig()
 
     @property
     def reads_pictures(self) -> bool:

@@ -138,8 +138,8 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     extents |= {"T": min(extents["T"], _MOST_FRAMES)} if "T" in extents else {}
     shape = (adapter.latent_channels(config), *(extents[axis] for axis in adapter.latent_axes))
     tokens = math.prod(shape[1:]) // math.prod(adapter.patch(config))
-    pictures, steps = _affordable(reference.backbone, tokens, adapter.default_steps, len(prompts))
-    scale = adapter.default_guidance
+    pictures, steps = _affordable(reference.backbone, tokens, checkpoint.defaults.steps, len(prompts))
+    scale = checkpoint.defaults.guidance_scale
     branches = _branches(reference, prompts[:pictures], guided=adapter.weighs_branches(scale))
     told = told_by_request(Asked(checkpoint, extents, scale, seeds=(seed,)), len(branches[0]))
     prepare = adapter.context_preparation(reference.backbone.model)

@@ -80,7 +80,7 @@ def given_media(
     pictures = tuple(load_image(one) for one in images)
     clip = None
     if video is not None:
-        clip = load_clip(video, fps=fps or checkpoint.backbone.default_fps, max_frames=frames)
+        clip = load_clip(video, fps=fps or checkpoint.defaults.fps, max_frames=frames)
         frames = 1 + (len(clip) - 1) // checkpoint.strides.time * checkpoint.strides.time
         clip = Clip(clip.frames[:frames], clip.fps)
     return Given(found, pictures, clip, frames, fps, **motion)

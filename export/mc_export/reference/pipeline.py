@@ -109,8 +109,8 @@ class ReferencePipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         adapter, config = self.checkpoint.backbone, self.checkpoint.model_config
-        steps = adapter.default_steps if steps is None else steps
-        scale = adapter.default_guidance if guidance_scale is None else guidance_scale
+        steps = self.checkpoint.defaults.steps if steps is None else steps
+        scale = self.checkpoint.defaults.guidance_scale if guidance_scale is None else guidance_scale
         size = size or self.checkpoint.default_size
         given = given_media(self.checkpoint, task, **media)
         extents = latent_extents(self.checkpoint, size, given.frames)

@@ -18,9 +18,9 @@ from mc_runtime.sampling.noise import further_noise
 
 def latent_extents(checkpoint: Checkpoint, size: tuple[int, int], frames: int | None = None) -> dict[str, int]:
     """Sizes of the latents' axes for (height, width) in pixels and, for a video, its pixel frames."""
-    scale, backbone = checkpoint.pixels_per_latent, checkpoint.backbone
+    scale = checkpoint.pixels_per_latent
     extents = {"H": size[0] // scale, "W": size[1] // scale}
-    default = backbone.video_frames(checkpoint.model_config)
+    default = checkpoint.defaults.frames
     if default is not None:
         extents["T"] = checkpoint.strides.latent_frames(frames or default)
     return extents
@@ -104,7 +104,7 @@ def _size_ids(asked: Asked) -> Tensor:
 
 def _motion_ids(asked: Asked) -> Tensor:
     given = asked.given
-    fps = given.fps or asked.checkpoint.backbone.default_fps
+    fps = given.fps or asked.checkpoint.defaults.fps
     return _each(asked, [fps - 1, given.motion_bucket, given.noise_augmentation])
 
 
