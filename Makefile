@@ -36,7 +36,7 @@ demo-edit: IMAGE ?= examples/shapes/edit/input.png
 demo-edit: $(BIN)/.ready-build  ## the same for the checkpoint that edits a picture (IMAGE=...)
 	$(call draw,png,--image $(IMAGE))
 
-demo-video: PROMPT ?= a red circle moves right
+demo-video: PROMPT ?= a red circle moves to the right
 demo-video: $(BIN)/.ready-build  ## the same for the checkpoint that makes videos
 	$(call draw,gif)
 
