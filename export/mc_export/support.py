@@ -29,8 +29,8 @@ compares. A MetaCanvas checkpoint names its own tasks in `metacanvas.json`, of t
 ## Backbones
 """
 _TESTS = """
-`make test` runs every backbone, stock and MetaCanvas, in every task, with its engines as torch programs, against the reference
-pipeline: two results at once, two odd sizes, guidance on and off, random projections; final latents within 1e-4 of their range.
+`make test` runs every backbone with a canvas in every task, with its engines as torch programs, against the reference pipeline:
+two results at once, two odd sizes, guidance on and off, random projections; final latents within 1e-4 of their range.
 
 ## Targets and precisions
 What `make test-all` builds and runs of every backbone, stock and MetaCanvas, in every task: final latents of tiny random
