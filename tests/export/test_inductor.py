@@ -281,15 +281,17 @@ def test_a_compiler_that_fails_is_an_engine_error(tmp_path: Path) -> None:
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return states.sin() * 2
 
-    broken = tmp_path / "g++"
+    broken, folder, asked = tmp_path / "g++", tmp_path / "a folder", tmp_path / "asked"
+    folder.mkdir()
     answer = '[ "$1" = --version ] && echo "g++ (Debian) 12.2.0" && exit 0'
-    broken.write_text(f'#!/bin/sh\n{answer}\necho "no space left" >&2; exit 1\n')
+    broken.write_text(f'#!/bin/sh\n{answer}\necho "$@" >> {asked}\necho "no space left" >&2; exit 1\n')
     broken.chmod(0o755)
     exported = torch.export.export(Doubles(), (torch.randn(3),))
     with pytest.raises(EngineError, match=r"step: AOTInductor does not .*--target onnxruntime: .*no space") as caught:
-        inductor.compiled(exported, "step", {**inductor._SETTINGS, "cpp.cxx": str(broken)}, tmp_path)
+        inductor.compiled(exported, "step", {**inductor._SETTINGS, "cpp.cxx": str(broken)}, folder)
     assert "\n" not in str(caught.value)
-    assert file_names(tmp_path) == ["g++"]
+    assert file_names(folder) == []
+    assert str(folder) not in asked.read_text()  # whose space would make two arguments of it
 
 
 def test_packages_for_a_gpu_are_built_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

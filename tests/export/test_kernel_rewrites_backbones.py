@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mc_export.lower.bf16 import compute_in_bf16
-from mc_export.program.export import export_program
+from mc_export.program.export import export_program, quick_tracing
 from mc_export.rewrites.counts import Counts, check_operators
 from mc_export.rewrites.kernels import use_kernels
 from mc_kernels.launch import traced
@@ -92,7 +92,7 @@ def test_the_export_has_every_operator_and_a_compiler_sees_their_kernels(
     counts = use_kernels(program)
     exported = export_program(program)
     check_operators(exported, "step", counts)
-    with traced():
+    with traced(), quick_tracing():
         seen = exported.run_decompositions({})
     kernels = [node for node in seen.graph.nodes if str(node.target) == "triton_kernel_wrapper_functional"]
     assert len(kernels) == sum(counts.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,7 @@ from torch.export import ExportedProgram
 
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.program.base import Program
-from mc_export.program.export import export_program
+from mc_export.program.export import export_program, quick_tracing
 from mc_runtime.backends.packages import METADATA_KEY, base_version, described_signature
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
@@ -109,7 +110,9 @@ def compiled(exported: ExportedProgram, component: str, settings: dict[str, Any]
         EngineError: torch's compiler or the C++ compiler fails.
     """
     package = directory / f"{component}.pt2"
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".inductor-") as scratch, _own_cache(scratch):
+    # torch puts paths into the compiler's command line as they are: where a shell would quote this one, scratch is elsewhere.
+    place = directory if shlex.quote(str(directory)) == str(directory) else None
+    with tempfile.TemporaryDirectory(dir=place, prefix=".inductor-") as scratch, _own_cache(scratch), quick_tracing():
         try:
             torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=dict(settings))
         except Exception as error:  # inductor, its C++ compiler and sympy raise types of their own; each means the same here
