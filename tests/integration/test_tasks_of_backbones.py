@@ -69,6 +69,9 @@ def test_a_bundle_makes_what_the_reference_makes(pair: tuple[ReferencePipeline, 
         assert np.ptp(ours) > 0, "a picture of one colour shows nothing"
         seen.append(case.task)
     assert set(seen) == set(runtime.manifest.tasks)
+    if runtime.manifest.canvas is not None:
+        without = reference.generate(PROMPTS, **{**arguments, "canvas": False, "output": "latents"}).latents
+        assert np.abs(without - expected.latents).max() > 10 * LATENTS * spread, "the canvas reaches it"
 
 
 def test_a_task_that_no_backbone_does_is_refused(tmp_path: Path) -> None:
