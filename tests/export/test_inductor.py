@@ -276,6 +276,12 @@ def test_no_compiler(asked: str | None, tmp_path: Path, monkeypatch: pytest.Monk
     assert "\n" not in str(caught.value)
 
 
+def test_settings_that_an_older_torch_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inductor._known(inductor.CONSTANTS_BESIDE) == inductor.CONSTANTS_BESIDE
+    monkeypatch.setattr(inductor, "_SMALLER", ("aot_inductor.of_another_torch",))
+    assert inductor._known({"aot_inductor.of_another_torch": 1, "compile_threads": 1}) == {"compile_threads": 1}
+
+
 def test_a_compiler_that_fails_is_an_engine_error(tmp_path: Path) -> None:
     class Doubles(torch.nn.Module):
         def forward(self, states: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,8 @@ def cache_facts() -> dict[str, Any]:
     return {}
 
 
+# These make a library smaller and change nothing it computes; torch 2.11 has neither.
+_SMALLER = ("aot_inductor.enable_line_tables", "aot_inductor.enable_frame_pointer")
 # For every device. Debug information would make a library three times as large.
 CONSTANTS_BESIDE: dict[str, Any] = {
     "compile_threads": 1,
@@ -114,11 +116,19 @@ def compiled(exported: ExportedProgram, component: str, settings: dict[str, Any]
     place = directory if shlex.quote(str(directory)) == str(directory) else None
     with tempfile.TemporaryDirectory(dir=place, prefix=".inductor-") as scratch, _own_cache(scratch), quick_tracing():
         try:
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=dict(settings))
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_known(settings))
         except Exception as error:  # inductor, its C++ compiler and sympy raise types of their own; each means the same here
             reason = " ".join(str(error).split())[-500:]
             raise EngineError(f"{component}: AOTInductor does not compile it, {_INSTEAD}: {reason}") from error
     return package
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without those of `_SMALLER` that this torch does not have; it refuses a setting that it does not know."""
+    from torch._inductor import config
+
+    missing = [name for name in _SMALLER if not hasattr(config.aot_inductor, name.rpartition(".")[2])]
+    return {name: value for name, value in settings.items() if name not in missing}
 
 
 def find_compiler() -> str:
