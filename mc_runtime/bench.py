@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 AGAINST = ("eager", "compile")
 
 #: Largest relative L2 difference of the final latents at which two contestants still draw the same picture.
-MOST_DIFFERENCE = {"fp32": 0.02, "bf16": 0.5, "int8": 0.7}
+MOST_DIFFERENCE = {"fp32": 0.02, "fp16": 0.2, "bf16": 0.5, "int8": 0.7}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class BenchRequest:
     guidance: float | None = None
     seed: int = 0
     threads: int | None = None
+    fallback: str | None = None
 
 
 class Contestant(Protocol):
@@ -135,7 +136,7 @@ def run_bench(
     from mc_runtime.runtime.runtime import Runtime
 
     start = time.perf_counter()
-    runtime = Runtime.load(path, threads=request.threads)
+    runtime = Runtime.load(path, threads=request.threads, fallback=request.fallback)
     load_seconds = time.perf_counter() - start
     manifest = runtime.manifest
     # An explicit size for all: the bundle's default may differ from the checkpoint's.

@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from mc_runtime.backends.base import Backend, Settings
+from mc_runtime.backends.trt_libraries import TRT_LIBRARIES
 from mc_runtime.errors import BundleError, EngineError
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def _no_gpu() -> tuple[str, str] | None:
-    """Why packages for a GPU do not run here, and the mend; None where they do. Nothing is imported."""
-    from mc_runtime.machine import installed_versions
-
+    """Why engines for a GPU do not run here, and the mend; None where they do. Nothing is imported."""
     if not _DRIVER.exists():
         return "there is no NVIDIA GPU, or no driver for it", "use a machine with one, or build for another target"
+    return None
+
+
+def _no_gpu_for_torch() -> tuple[str, str] | None:
+    """The same for packages that run inside torch."""
+    from mc_runtime.machine import installed_versions
+
+    if (obstacle := _no_gpu()) is not None:
+        return obstacle
     if installed_versions(("torch",)).get("torch", "").endswith("+cpu"):
         return "torch is built without CUDA", "install torch's CUDA build of the same version"
     return None
@@ -28,14 +36,31 @@ def _no_gpu() -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a backend's class lives, the library it needs, the command that installs it, and what else may be in the way."""
+    """Where a backend's class lives, the library it needs, the command that installs it, whether its engines run on a GPU, and
+    what else may be in the way."""
 
     home: str
     class_name: str
     module: str
     distributions: tuple[str, ...]
     install: str
+    on_gpu: bool = False
     obstacle: Callable[[], tuple[str, str] | None] = lambda: None
+
+
+def _tensorrt(name: str, class_name: str) -> _Target:
+    """One of the two libraries of one backend."""
+    library = TRT_LIBRARIES[name]
+
+    def obstacle() -> tuple[str, str] | None:
+        from mc_runtime.machine import installed_versions
+
+        if not installed_versions(("cuda-bindings", "cuda-python")):
+            return "cuda.bindings is not installed, which GPU buffers need", library.install
+        return _no_gpu()
+
+    home = "mc_runtime.backends.tensorrt"
+    return _Target(home, class_name, library.module, library.distributions, library.install, True, obstacle)
 
 
 _TARGETS = {
@@ -66,8 +91,11 @@ _TARGETS = {
         module="torch",
         distributions=("torch",),
         install="pip install 'mc-runtime[inductor]'",
-        obstacle=_no_gpu,
+        on_gpu=True,
+        obstacle=_no_gpu_for_torch,
     ),
+    "tensorrt": _tensorrt("tensorrt", "TensorRtBackend"),
+    "tensorrt-rtx": _tensorrt("tensorrt-rtx", "TensorRtRtxBackend"),
 }
 
 TARGETS = tuple(_TARGETS)
@@ -87,6 +115,11 @@ def create_backend(name: str, settings: Settings) -> Backend:
         raise EngineError(f"{name} is installed but does not load ({error}); {target.install}") from error
     backend: Backend = backend_class(settings)
     return backend
+
+
+def runs_on_gpu(name: str) -> bool:
+    """Whether a target's engines run on a GPU: what the CPU can do is then of no matter."""
+    return name in _TARGETS and _TARGETS[name].on_gpu
 
 
 def available() -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ class Precision(StrEnum):
     """What an engine computes in; its inputs and outputs stay float32 and int64."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
 
@@ -31,11 +32,16 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredError:
-    """An engine against its torch module, over the shapes it was run at (each a map of dimension to size)."""
+    """An engine against its torch module, over the shapes it was run at (each a map of dimension to size).
+
+    `of` says what was run: the engine, or, where the building machine cannot run it (a plan for a GPU it lacks), the graph that
+    it was made of, in the same precision.
+    """
 
     max_abs: float
     relative_l2: float
     shapes: tuple[dict[str, int], ...] = ()
+    of: Literal["engine", "graph"] = "engine"
 
 
 @dataclass(frozen=True, kw_only=True)

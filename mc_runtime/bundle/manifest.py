@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ __all__ = [
     "Component",
     "ConditionSource",
     "Engine",
+    "Fallback",
     "File",
     "Frames",
     "Guidance",
@@ -102,6 +103,14 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fallback:
+    """A second set of engines, for machines that cannot run the first, and what it needs of one."""
+
+    engines: dict[Component, Engine]
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The whole of `manifest.json`; see docs/bundle.md."""
 
@@ -115,6 +124,7 @@ class Manifest:
     conditioning: Literal["planner", "text_encoder", "image_encoder"]
     stock: bool
     engines: dict[Component, Engine]
+    fallback: Fallback | None = None
     files: dict[str, File]
     latents: Latents
     sizes: Sizes
@@ -160,6 +170,24 @@ class Manifest:
         takes = "planner" in self.engines and self.engines["planner"].input("vision") is not None
         if len({reads, takes, "vision" in self.engines}) > 1:
             raise ValueError("prompting.planner.vision: belongs with a vision engine and a planner engine that takes its rows")
+        if self.fallback is not None:
+            self._check_fallback()
+
+    def _check_fallback(self) -> None:
+        """Raise ValueError where the fallback's engines could not stand in for the bundle's own."""
+        try:
+            other = self.on_fallback()
+        except ValueError as error:
+            raise ValueError(f"fallback.{error}") from None
+        for component in self.required_components():
+            own, its = self.engines[component], other.engines[component]
+            if (own.inputs, own.outputs) != (its.inputs, its.outputs):
+                raise ValueError(f"fallback.engines.{component}: has other inputs or outputs than the bundle's own")
+
+    def on_fallback(self) -> Manifest:
+        """The manifest of the same bundle with the fallback's engines as its only ones."""
+        assert self.fallback is not None
+        return replace(self, engines=self.fallback.engines, machine=self.fallback.machine, fallback=None)
 
     @property
     def encodes_media(self) -> bool:
@@ -178,7 +206,8 @@ class Manifest:
 
     def referenced_files(self) -> set[str]:
         """Every file that another field of the manifest names."""
-        named = {file for engine in self.engines.values() for file in engine.files}
+        fallback = self.fallback.engines if self.fallback else {}
+        named = {file for engine in (*self.engines.values(), *fallback.values()) for file in engine.files}
         named |= {self.sampler.file}
         named |= {spec.tokenizer for spec in self.prompting.all}
         return named | ({self.empty_plan} if self.empty_plan else set())

@@ -26,6 +26,8 @@ class BuildChoices:
     sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int | None = None
     force: bool = False
+    fallback: tuple[str, str] | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 @click.command("build")
@@ -46,6 +48,15 @@ class BuildChoices:
     help="Serve exactly this height x width; may be given again. Any size the checkpoint takes, if left out.",
 )  # fmt: skip
 @click.option("--max-batch", type=click.IntRange(1), metavar="N", help="Most pictures that run as one batch.")
+@click.option(
+    "--fallback", type=options.TargetOption(),
+    help="Also put engines of this target (onnxruntime, openvino) in, for machines that cannot run the first: no GPU, another "
+    "library version. `generate --fallback` runs them.",
+)  # fmt: skip
+@click.option(
+    "--compute-capability", "capabilities", metavar="LIST",
+    help="GPUs that tensorrt-rtx builds for, like 8.9,12.0; Ampere and later if left out. tensorrt builds for the GPU at hand.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
 @options.json_option
 @options.debug_option
@@ -57,6 +68,8 @@ def command(
     engines: tuple[options.EngineChoice, ...],
     sizes: tuple[tuple[int, int], ...],
     max_batch: int | None,
+    fallback: tuple[str, str] | None,
+    capabilities: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -73,8 +86,12 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision int8 --engine vae_decoder=openvino:bf16
       mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
+      mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision bf16 --fallback onnxruntime
     """
-    choices = BuildChoices(checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, force)
+    named = tuple(each.strip() for each in capabilities.split(",")) if capabilities else ()
+    choices = BuildChoices(
+        checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, force, fallback, named
+    )
     with progress_bar("building", quiet=as_json) as progress:
         report = run_build(choices, progress)
     if as_json:
@@ -98,6 +115,8 @@ def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
             engines=named,
             sizes=choices.sizes,
             force=choices.force,
+            fallback=choices.fallback and EngineChoice(choices.fallback[0], Precision(choices.fallback[1])),
+            compute_capabilities=choices.capabilities,
             **asked,
         )
 
@@ -121,7 +140,7 @@ def _print(report: dict[str, Any]) -> None:
         what = f"{engine['target']} {engine['precision']}"
         how = "from the cache" if engine["state"] == "cached" else f"built in {seconds(engine['seconds'])}"
         error = f"error {engine['relative_l2']:.1e} relative, {engine['max_abs']:.1e} at most"
-        click.echo(f"{engine['component']:<18}{what:<20}{how:<22}{size_of(engine['bytes']):>10}   {error}")
+        click.echo(f"{engine['component']:<28}{what:<20}{how:<22}{size_of(engine['bytes']):>10}   {error}")
     cached = all(engine["state"] == "cached" for engine in report["engines"])
     why = "; nothing that the engines are made of has changed" if cached else ""
     if report["unchanged"]:

@@ -14,12 +14,6 @@ from mc_runtime.cli import build_half, demo, options
 from mc_runtime.cli.output import print_json, size_of
 from mc_runtime.machine import installed_versions, this_machine
 
-#: Targets of the design that this release cannot run yet, whatever is installed.
-LATER = {
-    "tensorrt": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt]",
-    "tensorrt-rtx": "this release has no backend for it; a later one brings it, with mc-runtime[tensorrt-rtx]",
-}
-
 
 @click.command("doctor")
 @options.json_option
@@ -44,8 +38,6 @@ def diagnosis() -> dict[str, Any]:
     from mc_runtime.backends.registry import available
 
     targets = available()
-    for name, reason in LATER.items():
-        targets.setdefault(name, {"ready": False, "version": None, "reason": reason, "mend": None})
     missing = build_half.missing_modules()
     compiler = _compiler()
     root = cache_root()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from mc_runtime.cli.demo import bundle_path
 from mc_runtime.cli.output import print_json, size_of
 
 if TYPE_CHECKING:
-    from mc_runtime.bundle.manifest import Manifest
+    from mc_runtime.bundle.manifest import Engine, Manifest
 
 
 @click.command("inspect")
@@ -46,8 +47,12 @@ def command(bundle: str, verify: bool, as_json: bool) -> None:
     for name, value in _facts(opened.manifest).items():
         click.echo(f"  {name:<12}{value}")
     click.echo(f"  {'engines':<12}")
-    for line in _engine_lines(opened.manifest):
+    for line in _engine_lines(opened.manifest, opened.manifest.engines):
         click.echo(f"    {line}")
+    if opened.manifest.fallback is not None:
+        click.echo("  fallback, for machines that do not run these (--fallback)")
+        for line in _engine_lines(opened.manifest, opened.manifest.fallback.engines):
+            click.echo(f"    {line}")
     click.echo("every file is there, and has its sha256" if verify else "every file is there (--verify reads them)")
 
 
@@ -73,13 +78,14 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _engine_lines(manifest: Manifest) -> list[str]:
+def _engine_lines(manifest: Manifest, engines: Mapping[str, Engine]) -> list[str]:
     lines = []
-    for component, engine in manifest.engines.items():
+    for component, engine in engines.items():
         total = sum(manifest.files[name].bytes for name in engine.files)
         error = "not measured"
         if engine.error is not None:
             error = f"error {engine.error.relative_l2:.1e} relative, {engine.error.max_abs:.1e} at most"
+            error += " (of its graph)" if engine.error.of == "graph" else ""
         what = f"{engine.target} {engine.precision}"
         lines.append(f"{component:<18}{what:<20}{size_of(total):>10}   {error}")
     return lines

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-TARGETS = ("onnxruntime", "openvino", "inductor", "inductor-cuda")
-PRECISIONS = ("fp32", "bf16", "int8")
+TARGETS = ("onnxruntime", "openvino", "inductor", "inductor-cuda", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 COMPONENTS = ("vision", "planner", "text_encoder", "image_encoder", "step", "vae_decoder", "vae_encoder")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,8 +27,9 @@ class EngineChoice(NamedTuple):
 if TYPE_CHECKING:
     SizeType = click.ParamType[tuple[int, int]]
     EngineType = click.ParamType[EngineChoice]
+    TargetType = click.ParamType[tuple[str, str]]
 else:  # generic only in the newest releases of click
-    SizeType = EngineType = click.ParamType
+    SizeType = EngineType = TargetType = click.ParamType
 
 
 class Size(SizeType):
@@ -66,6 +67,23 @@ class EngineOption(EngineType):
         return choice
 
 
+class TargetOption(TargetType):
+    """`TARGET` or `TARGET:PRECISION` -> the two; fp32 where no precision is said."""
+
+    name = "TARGET[:PRECISION]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Parse `onnxruntime:int8`; unknown names are a usage error that lists the known ones."""
+        if isinstance(value, tuple):
+            return value
+        target, _, precision = str(value).strip().partition(":")
+        found = (target, precision or "fp32")
+        for what, given, known in zip(("target", "precision"), found, (TARGETS, PRECISIONS), strict=True):
+            if given not in known:
+                self.fail(f"{given!r} is no {what}: take one of {', '.join(known)}.", param, ctx)
+        return found
+
+
 #: A path given as text; whether it can be read or written is found out, and said, by who does it.
 FILE = click.Path(path_type=Path)
 
@@ -92,6 +110,12 @@ def request_options(function: F) -> F:
     for option in reversed(chosen):
         function = option(function)
     return function
+
+
+def fallback_option(function: F) -> F:
+    """Which engines to run where the bundle's own do not, as the keyword argument fallback."""
+    help_text = "Run the bundle's engines of this target where its own do not run here; it has them if built with --fallback."
+    return click.option("--fallback", type=click.Choice(TARGETS), help=help_text)(function)
 
 
 def media_options(function: F) -> F:

@@ -70,13 +70,17 @@ class Engines:
         self._loading: dict[str, Future[LoadedEngine]] = {}
         self._lock = threading.Lock()
 
-    def import_backends(self) -> None:
-        """Import the libraries that the bundle's engines need. Raises BundleError or EngineError where one cannot be, or where
-        a device has no room for its engines."""
-        engines = self._bundle.manifest.engines
+    def check(self) -> None:
+        """Import the libraries that the bundle's engines need, and ask them whether they run these engines on this machine.
+
+        Raises BundleError or EngineError where a library cannot be imported or says no, or where a device has no room.
+        """
         targets: dict[str, dict[str, EngineSpec]] = {}
         for component in self._bundle.manifest.required_components():
-            targets.setdefault(engines[component].target, {})[component] = engines[component]
+            spec = self._bundle.manifest.engines[component]
+            files = tuple(self._bundle.file(name) for name in spec.files)
+            self._backend(spec.target).check(component, files, spec)
+            targets.setdefault(spec.target, {})[component] = spec
         for target, specs in targets.items():
             self._backend(target).admit(specs)
 

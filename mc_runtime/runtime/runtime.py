@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Settings
-from mc_runtime.bundle.machine import check_machine
 from mc_runtime.bundle.manifest import Component, Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError, shown
 from mc_runtime.runtime.engines import Engines
+from mc_runtime.runtime.fallback import runnable
 from mc_runtime.runtime.plan import Plan
 from mc_runtime.runtime.planning import EncodedPrompt, Planning
 from mc_runtime.runtime.rendering import Rendering, longest
@@ -31,9 +31,11 @@ MAX_THREADS = 1024
 class Runtime:
     """Serves one bundle. Engines are loaded when the first request needs them; several threads may share a runtime."""
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, engines: Engines, fell_back: str | None = None) -> None:
         self.bundle = bundle
-        self._engines = Engines(bundle, settings)
+        self._engines = engines
+        #: Why the bundle's own engines do not run here, where those of its fallback do instead; else None.
+        self.fell_back = fell_back
 
     @classmethod
     def load(
@@ -44,6 +46,7 @@ class Runtime:
         device: str | None = None,
         verify: bool = True,
         cache_dir: str | Path | None = None,
+        fallback: str | None = None,
     ) -> Self:
         """Open a bundle.
 
@@ -53,11 +56,13 @@ class Runtime:
             device: what the engines have to run on, `cpu` or `cuda`; by default what their targets run on.
             verify: compare every file's sha256 with the manifest's; sizes are compared in any case.
             cache_dir: where engine libraries may keep what they compiled, so that the next start is faster.
+            fallback: target of the engines to run where the bundle's own do not run on this machine; it holds such engines if
+                it was built with `--fallback`. The attribute `fell_back` then says why.
 
         Raises:
             BundleError: the bundle is missing, damaged, of another version or made for another machine.
-            EngineError: the library that one of its engines needs is not installed.
-            RequestError: threads, device or cache_dir make no sense.
+            EngineError: the library that one of its engines needs is not installed, or this machine has no GPU for it.
+            RequestError: threads, device, cache_dir or fallback make no sense.
         """
         if threads is not None and (
             not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS
@@ -66,13 +71,12 @@ class Runtime:
         if cache_dir is not None and not isinstance(cache_dir, (str, Path)):
             raise RequestError(f"cache_dir must be a path, got {shown(cache_dir)}")
         bundle = open_bundle(path)
-        check_machine(bundle.manifest.machine, bundle.path)
-        runtime = cls(bundle, Settings(threads, device, Path(cache_dir) if cache_dir else None))
+        settings = Settings(threads, device, Path(cache_dir) if cache_dir else None)
         with ThreadPoolExecutor(1) as pool:
             verified = pool.submit(bundle.verify, hashes=verify)
-            runtime._engines.import_backends()  # meanwhile: importing is Python's work, hashing is not
+            found = runnable(bundle, settings, fallback)  # meanwhile: importing is Python's work, hashing is not
             verified.result()
-        return runtime
+        return cls(found.bundle, found.engines, found.why)
 
     @property
     def manifest(self) -> Manifest:

@@ -131,7 +131,7 @@ def test_force_builds_again(checkpoint: Path, report: BuildReport, tmp_path: Pat
         made.append(part.component)
         return {"engine": json.loads(json.dumps(_entry_of(report, part.component, arguments[1]))), "seconds": 0.0}
 
-    monkeypatch.setattr("mc_export.build.build.make_engine", noted)
+    monkeypatch.setattr("mc_export.build.placing.make_engine", noted)
     forced = build_bundle(checkpoint, tmp_path / "bundle", BuildOptions(max_steps=4, max_batch=2, force=True))
     assert made == ["planner", "step", "vae_decoder"]
     assert set(states(forced).values()) == {"built"}
@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "planner.onnx")
 
-    monkeypatch.setattr("mc_export.build.build.copy_files", full)
+    monkeypatch.setattr("mc_export.build.placing.copy_files", full)
     with pytest.raises(OutputError, match="the disk is full") as caught:
         build_bundle(checkpoint, tmp_path / "bundle", OPTIONS)
     assert "\n" not in str(caught.value)

@@ -125,7 +125,7 @@ def test_every_source_of_ours_is_in_the_key(tmp_path: Path, monkeypatch: pytest.
     ("arguments", "message"),
     [
         ({"target": "tensorflow"}, "target 'tensorflow' is unknown; choose onnxruntime or openvino"),
-        ({"precision": Precision.BF16}, "onnxruntime has no bf16 on the CPU; choose fp32, int8, or openvino:bf16"),
+        ({"precision": Precision.BF16}, "onnxruntime has no bf16; choose fp32, int8, or openvino:bf16"),
         ({"engines": {"unet": EngineChoice("openvino", Precision.FP32)}}, "component 'unet' is unknown"),
         ({"max_batch": 0}, "max_batch must be 1 to 256, got 0"),
         ({"max_steps": 0}, "max_steps must be 1 to 1000, got 0"),
@@ -148,7 +148,7 @@ def test_one_component_can_have_its_own_target_and_precision() -> None:
 
 def test_progress_counts_up_to_its_total_and_leaves_out_what_was_not_needed() -> None:
     events: list[BuildEvent] = []
-    log = ProgressLog(events.append, [("planner", False), ("step", True), ("vae_decoder", False)])
+    log = ProgressLog(events.append, [("planner", False, False), ("step", True, False), ("vae_decoder", False, False)])
     log.enter("planner", State.CACHED)
     for state in (State.LOADING, State.EXPORTING, State.LOWERING, State.CALIBRATING, State.QUANTIZING, State.VERIFYING):
         log.enter("step", state)

@@ -97,7 +97,7 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
         (("format",), "zip", "not an mc-runtime bundle"),
         (("surprise",), 1, "surprise: unknown key"),
         (("engines", "step", "surprise"), 1, "engines.step.surprise: unknown key"),
-        (("engines", "step", "precision"), "int3", "engines.step.precision: 'int3' is none of fp32, bf16, int8"),
+        (("engines", "step", "precision"), "int3", "engines.step.precision: 'int3' is none of fp32, fp16, bf16, int8"),
         (("engines", "step", "files"), [], "engines.step: files"),
         (("engines", "step", "inputs"), "all", "engines.step.inputs: expected a list"),
         (("engines", "step", "files"), ["other.onnx"], "'other.onnx' is used but not listed"),

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import mc_runtime
-from mc_export.build.cache import build_entry, content_key, copy_files, library_versions, lookup, sweep_cache
+from mc_export.build.cache import library_versions, sweep_cache
 from mc_export.build.contents import EMPTY_PLAN_FILE, write_empty_plan, write_prompting, write_sampler
-from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.limits import refuse_limited
 from mc_export.build.options import BuildOptions
 from mc_export.build.parts import Part, facts_of, frames_of, limits_of, parts_of, sizes_of
+from mc_export.build.placing import ENGINES, FALLBACK, Placing, fallback_name
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
+from mc_export.build.reports import BuildReport, EngineReport
+from mc_export.build.verify import runs_here
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
-from mc_export.lower import Calibration, target_facts
-from mc_export.lower.onnx import OPSET
+from mc_export.lower.tensorrt import builds_plans
+from mc_runtime.backends.registry import runs_on_gpu
 from mc_runtime.bundle.atomic import staged_directory
 from mc_runtime.bundle.machine import machine_for
 from mc_runtime.bundle.manifest import (
     MANIFEST_FILE,
     Canvas,
     Engine,
+    Fallback,
     Guidance,
     Latents,
+    Machine,
     Manifest,
     PromptingSet,
     Sampler,
@@ -38,51 +42,6 @@ from mc_runtime.bundle.manifest import Checkpoint as Origin
 from mc_runtime.bundle.store import describe_files, open_bundle, write_manifest
 from mc_runtime.errors import BundleError
 from mc_runtime.tasks.registry import default_request
-
-ENGINES = "engines"
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """How one engine came about: `cached` or `built`, in how many seconds, how exact and how large."""
-
-    component: str
-    target: str
-    precision: str
-    state: str
-    seconds: float
-    max_abs: float
-    relative_l2: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        path: the bundle.
-        unchanged: the same bundle was there already.
-        engines: one report an engine.
-        seconds: the whole build.
-        bytes: the whole bundle.
-    """
-
-    path: Path
-    unchanged: bool
-    engines: tuple[EngineReport, ...]
-    seconds: float
-    bytes: int
-
-    @property
-    def why(self) -> str:
-        """One line: what was built, and what was not and why."""
-        built = [engine.component for engine in self.engines if engine.state == State.BUILT]
-        cached = [engine.component for engine in self.engines if engine.state == State.CACHED]
-        parts = [f"built {', '.join(built)}"] if built else []
-        if cached:
-            parts.append(f"{', '.join(cached)} unchanged: from the cache")
-        return ("the same bundle was there already; " if self.unchanged else "") + "; ".join(parts)
 
 
 def build_bundle(
@@ -122,63 +81,48 @@ def _fill(
     limits = limits_of(checkpoint, sizes, prompting, options, sampler.order)
     parts = parts_of(checkpoint, limits, options)
     refuse_limited(checkpoint.backbone, [part.component for part in parts], options)
-    log = ProgressLog(progress, [(part.component, options.choice(part.component).is_quantized) for part in parts])
+    placing = Placing(stage, checkpoint, options, sizes, ProgressLog(progress, _announced(parts, options)))
     hashes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
-    reports: list[EngineReport] = []
-    keys: list[str] = []
+    spare: dict[str, Engine] = {}
     for part in parts:
         facts = facts_of(part, checkpoint, limits, hashes)
-        key, engine, report = _place_engine(stage, part, facts, checkpoint, options, log)
-        keys.append(key)
-        engines[part.component] = engine
-        reports.append(report)
-    log.enter(BUNDLE, State.WRITING)
-    manifest = _manifest(stage, checkpoint, options, sizes, prompting, sampler, engines)
+        choice = options.choice(part.component)
+        engines[part.component] = placing.place(part, facts, choice, ENGINES)
+        if options.fallback == choice:
+            spare[part.component] = engines[part.component]
+        elif options.fallback is not None:
+            spare[part.component] = placing.place(part, facts, options.fallback, FALLBACK)
+    placing.log.enter(BUNDLE, State.WRITING)
+    manifest = _manifest(stage, checkpoint, options, sizes, prompting, sampler, engines, spare)
+    planned_by = _planned_by(stage, manifest)
+    if planned_by is None:
+        return manifest, tuple(placing.reports)
+    keys = [*placing.keys, *(file.sha256 for file in manifest.files.values())]
+    write_empty_plan(stage, planned_by, keys, options.force)
+    return replace(manifest, empty_plan=EMPTY_PLAN_FILE, files=describe_files(stage)), tuple(placing.reports)
+
+
+def _announced(parts: Sequence[Part], options: BuildOptions) -> list[tuple[str, bool, bool]]:
+    """What the progress counts: every engine with what its build goes through, those of the fallback too."""
+    choices = [(part.component, options.choice(part.component)) for part in parts]
+    if options.fallback is not None:
+        choices += [(fallback_name(component), options.fallback) for component, choice in choices if choice != options.fallback]
+    return [(name, choice.is_quantized, builds_plans(choice.target)) for name, choice in choices]
+
+
+def _planned_by(stage: Path, manifest: Manifest) -> Manifest | None:
+    """The manifest whose engines plan the empty prompt now: the bundle's own, or its fallback's where the own do not run here.
+
+    None where neither run here (the first request plans it then), and where a plan of these tasks has a picture or video in it.
+    """
     if default_request(manifest, prompt="") is None:
-        return manifest, tuple(reports)  # a plan of these tasks has a picture or a video in it
-    write_empty_plan(stage, manifest, [*keys, *(file.sha256 for file in manifest.files.values())], options.force)
-    return replace(manifest, empty_plan=EMPTY_PLAN_FILE, files=describe_files(stage)), tuple(reports)
-
-
-def _place_engine(
-    stage: Path, part: Part, facts: dict[str, object], checkpoint: Checkpoint, options: BuildOptions, log: ProgressLog
-) -> tuple[str, Engine, EngineReport]:
-    """Copies one engine into the bundle, building it first if the cache has none."""
-    start = time.monotonic()
-    choice = options.choice(part.component)
-    graph_key = "" if options.force else content_key({**facts, "graph": OPSET})
-    facts = {**facts, "target": choice.target, "precision": choice.precision, **target_facts(choice.target)}
-    if choice.is_quantized:
-        facts["calibrated_on"] = checkpoint.sha256
-    key = content_key(facts)
-
-    def calibrate(component: str) -> Calibration:
-        from mc_export.quantize.calibration import calibration_inputs
-
-        inputs: Calibration = calibration_inputs(checkpoint, component)
-        return inputs
-
-    entry = None if options.force else lookup(key)
-    state = State.CACHED if entry else State.BUILT
-    entry = entry or build_entry(
-        key, lambda directory: make_engine(part, choice, directory, partial(log.enter, part.component), calibrate, graph_key)
-    )
-    copy_files(entry, stage / ENGINES)
-    log.enter(part.component, state)
-    engine = engine_of_notes(entry.notes, ENGINES)
-    assert engine.error is not None
-    report = EngineReport(
-        component=part.component,
-        target=engine.target,
-        precision=engine.precision.value,
-        state=state.value,
-        seconds=round(time.monotonic() - start, 2),
-        max_abs=engine.error.max_abs,
-        relative_l2=engine.error.relative_l2,
-        bytes=sum((stage / name).stat().st_size for name in engine.files),
-    )
-    return key, engine, report
+        return None
+    specs = ((component, manifest.engines[component]) for component in manifest.required_components())
+    plans = [(component, spec) for component, spec in specs if builds_plans(spec.target)]
+    if all(runs_here(component, spec, [stage / name for name in spec.files]) for component, spec in plans):
+        return manifest
+    return manifest.on_fallback() if manifest.fallback else None
 
 
 def _manifest(
@@ -189,6 +133,7 @@ def _manifest(
     prompting: PromptingSet,
     sampler: Sampler,
     engines: dict[str, Engine],
+    spare: dict[str, Engine],
 ) -> Manifest:
     """What the bundle in `stage` says of itself, without an empty plan."""
     adapter, config = checkpoint.backbone, checkpoint.model_config
@@ -203,6 +148,7 @@ def _manifest(
         conditioning=checkpoint.conditioning,
         stock=checkpoint.is_stock,
         engines=engines,
+        fallback=Fallback(engines=spare, machine=_machine_of(spare)) if spare else None,
         files=describe_files(stage),
         latents=Latents(
             channels=adapter.latent_channels(config),
@@ -220,7 +166,7 @@ def _manifest(
         sampler=sampler,
         canvas=Canvas(grid=canvas.grid, pixels_per_token=canvas.pixels_per_token) if canvas else None,
         prompting=prompting,
-        machine=machine_for(engine.precision for engine in engines.values()),
+        machine=_machine_of(engines),
         versions={**library_versions(), "python": platform.python_version(), "mc-runtime": mc_runtime.__version__},
         quality={
             name: {"max_abs": engine.error.max_abs, "relative_l2": engine.error.relative_l2}
@@ -228,6 +174,11 @@ def _manifest(
             if engine.error
         },
     )
+
+
+def _machine_of(engines: Mapping[str, Engine]) -> Machine:
+    """What engines need of a machine; what its CPU can do is of no matter to those on a GPU."""
+    return machine_for(engine.precision for engine in engines.values() if not runs_on_gpu(engine.target))
 
 
 def _guidance(checkpoint: Checkpoint) -> Guidance:

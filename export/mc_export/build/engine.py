@@ -12,20 +12,17 @@ from typing import Any
 
 import torch
 
-from mc_export.build.cache import build_entry, lookup
+from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
+from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.build.progress import State
 from mc_export.build.verify import verify_engine
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
-from mc_export.lower.onnx import OnnxFile, onnx_from_program
-from mc_export.program.base import Program
-from mc_export.program.export import export_program
+from mc_export.lower.tensorrt import builds_plans
 from mc_runtime.bundle.decode import decode, encode
 from mc_runtime.bundle.manifest import Engine, Precision
 
-# Graphs up to this many bytes of weights are kept too, so that another target or precision needs no new export.
-_KEPT_GRAPH_BYTES = 1 << 29
 # Real requests a quantized engine is verified on.
 _VERIFIED_FEEDS = 4
 
@@ -37,6 +34,8 @@ def make_engine(
     enter: Callable[[State], None],
     calibrate: Callable[[str], Calibration],
     graph_key: str,
+    wishes: PlanWishes,
+    tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Builds and verifies one engine into `directory`.
 
@@ -47,6 +46,8 @@ def make_engine(
         enter: told of every state.
         calibrate: gives a component's calibration inputs; asked only where the precision is quantized.
         graph_key: content key of its ONNX graph; empty to export it anew whatever the cache has.
+        wishes: what a TensorRT plan is built for.
+        tick: told of the share of a state that is done, where a library tells it.
 
     Returns:
         The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took.
@@ -56,6 +57,9 @@ def make_engine(
     """
     start = time.monotonic()
     enter(State.LOADING)
+    if builds_plans(choice.target):
+        spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, graph_key=graph_key)
+        return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
     program = part.make()
     calibration: Calibration = []
     if takes_programs(choice.target):
@@ -67,7 +71,7 @@ def make_engine(
             program = part.make()
     else:
         with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
-            onnx = _graph(program, Path(scratch), enter, graph_key)
+            onnx = cached_graph(program, Path(scratch), enter, graph_key)
             if choice.is_quantized:
                 enter(State.CALIBRATING)
                 calibration = calibrate(part.component)
@@ -99,25 +103,6 @@ def _held_out(calibration: Calibration, component: str) -> list[dict[str, torch.
     feeds = split(calibration, component).held_out
     feeds = feeds[:: -(-len(feeds) // _VERIFIED_FEEDS)]
     return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
-
-
-def _graph(program: Program, scratch: Path, enter: Callable[[State], None], key: str) -> OnnxFile:
-    """The program's ONNX graph: from the cache, or exported into it, or, where it is large, into `scratch`."""
-    name = f"{program.component}.onnx"
-
-    def export(directory: Path) -> dict[str, Any]:
-        enter(State.EXPORTING)
-        exported = export_program(program)
-        enter(State.LOWERING)
-        onnx_from_program(exported, program.inputs, program.outputs, directory / name)
-        return {}
-
-    if not key or sum(weight.nbytes for weight in program.parameters()) > _KEPT_GRAPH_BYTES:
-        export(scratch)
-        gc.collect()  # the export holds the weights in a cycle
-        return OnnxFile.at(scratch / name)
-    entry = lookup(key) or build_entry(key, export)
-    return OnnxFile.at(entry.directory / name)
 
 
 def engine_of_notes(notes: Mapping[str, Any], folder: str) -> Engine:

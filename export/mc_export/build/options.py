@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mc_runtime.backends.registry import runs_on_gpu
 from mc_runtime.bundle.manifest import Component, Precision
 from mc_runtime.errors import RequestError
 
@@ -14,6 +16,8 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
     "inductor": (Precision.FP32, Precision.BF16),
     "inductor-cuda": (Precision.FP32, Precision.BF16),
+    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16),
+    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16),
 }
 
 
@@ -35,7 +39,7 @@ class EngineChoice:
             there = ", ".join(PRECISIONS[self.target])
             others = [target for target, precisions in PRECISIONS.items() if self.precision in precisions]
             instead = f", or {others[0]}:{self.precision}" if others else ""
-            raise RequestError(f"{self.target} has no {self.precision} on the CPU; choose {there}{instead}")
+            raise RequestError(f"{self.target} has no {self.precision}; choose {there}{instead}")
 
     @property
     def is_quantized(self) -> bool:
@@ -54,6 +58,8 @@ class BuildOptions:
         sizes: the only picture sizes (height, width) to serve; empty for every size the checkpoint can do.
         max_batch: the most images a step takes at once.
         max_steps: the largest step count to serve.
+        compute_capabilities: of the GPUs that `tensorrt-rtx` builds for, such as `8.9`; none for Ampere and later.
+        fallback: target and precision of a second set of engines, on a CPU, for machines that cannot run the first.
         force: build every engine again, whatever the cache has.
 
     Raises:
@@ -66,6 +72,8 @@ class BuildOptions:
     sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int = 8
     max_steps: int = 100
+    compute_capabilities: tuple[str, ...] = ()
+    fallback: EngineChoice | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +84,11 @@ class BuildOptions:
         for name, value, limit in (("max_batch", self.max_batch, 256), ("max_steps", self.max_steps, 1000)):
             if not 1 <= value <= limit:
                 raise RequestError(f"{name} must be 1 to {limit}, got {value}")
+        if self.fallback is not None and runs_on_gpu(self.fallback.target):
+            raise RequestError(f"fallback {self.fallback.target}: needs a GPU itself; choose onnxruntime or openvino")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d{1,2}\.\d", capability):
+                raise RequestError(f"compute capability {capability!r}: expected one such as 8.9")
         for height, width in self.sizes:
             if height < 1 or width < 1:
                 raise RequestError(f"size {height}x{width}: height and width must be positive")

@@ -17,6 +17,7 @@ class State(StrEnum):
     LOWERING = "lowering"
     CALIBRATING = "calibrating"
     QUANTIZING = "quantizing"
+    BUILDING = "building"
     VERIFYING = "verifying"
     BUILT = "built"
     WRITING = "writing"
@@ -29,9 +30,11 @@ _SHARE = {
     State.LOWERING: 5.0,
     State.CALIBRATING: 4.0,
     State.QUANTIZING: 8.0,
+    State.BUILDING: 5.0,
     State.VERIFYING: 2.0,
 }
 _QUANTIZED = (State.CALIBRATING, State.QUANTIZING)
+_PLANNED = (State.BUILDING,)
 BUNDLE = "bundle"
 
 
@@ -66,15 +69,19 @@ class ProgressLog:
 
     Args:
         callback: told of every event; None for nobody.
-        components: the engines, each with whether it is quantized.
+        components: the engines, each with whether it is quantized, and whether a library builds it and tells how far it is.
     """
 
-    def __init__(self, callback: ProgressCallback | None, components: Sequence[tuple[str, bool]]) -> None:
+    def __init__(self, callback: ProgressCallback | None, components: Sequence[tuple[str, bool, bool]]) -> None:
         self._callback = callback
         self._start = time.monotonic()
         self._todo = {
-            component: {state: share for state, share in _SHARE.items() if quantized or state not in _QUANTIZED}
-            for component, quantized in components
+            component: {
+                state: share
+                for state, share in _SHARE.items()
+                if (quantized or state not in _QUANTIZED) and (planned or state not in _PLANNED)
+            }
+            for component, quantized, planned in components
         }
         self._total = sum(sum(shares.values()) for shares in self._todo.values()) + 1.0
         self._saved = 0.0
@@ -94,10 +101,16 @@ class ProgressLog:
             self._saved += shares.pop(skipped)
         self._tell(component, state)
 
-    def _tell(self, component: str, state: State) -> None:
+    def within(self, share: float) -> None:
+        """So much of the current state is done, from 0 to 1."""
+        if self._current is not None:
+            component, state = self._current
+            self._tell(component, state, share * self._todo.get(component, {}).get(state, 0.0))
+
+    def _tell(self, component: str, state: State, more: float = 0.0) -> None:
         if self._callback is None:
             return
-        total = self._total - self._saved
+        total, done = self._total - self._saved, self._done + more
         seconds = time.monotonic() - self._start
-        left = seconds * (total - self._done) / self._done if self._done else None
-        self._callback(BuildEvent(component, state, self._done, total, seconds, left))
+        left = seconds * (total - done) / done if done else None
+        self._callback(BuildEvent(component, state, done, total, seconds, left))

@@ -13,11 +13,11 @@ from mc_export.program.base import Program
 from mc_runtime.backends.base import Settings
 from mc_runtime.backends.registry import create_backend
 from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
-from mc_runtime.errors import EngineError
+from mc_runtime.errors import BundleError, EngineError
 
 # Relative L2 error of any output. Float32 engines only reorder sums. The others are what such engines show on random weights,
 # with room; whether pictures keep their quality is measured on pictures.
-TOLERANCE = {Precision.FP32: 2e-4, Precision.BF16: 5e-2, Precision.INT8: 2e-1}
+TOLERANCE = {Precision.FP32: 2e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2, Precision.INT8: 2e-1}
 # The norm an output of n numbers is compared with is at least this times sqrt(n): one that is zero by design stays near it.
 _RMS_FLOOR = 1e-3
 
@@ -48,29 +48,65 @@ def verify_engine(
     Raises:
         EngineError: an output has another shape, is not finite, or its error exceeds the tolerance; the message says the mend.
     """
-    limit = TOLERANCE[spec.precision] if tolerance is None else tolerance
     backend = create_backend(spec.target, Settings())
     engine = backend.load(program.component, tuple(files), spec)
 
     def error_on(feed: Mapping[str, Tensor]) -> MeasuredError:
-        extents = program.extents_of(feed)
-        expected = program.run(feed)
         results = engine.run({name: backend.to_device(tensor.numpy()) for name, tensor in feed.items()})
-        where = f"{program.component} at {', '.join(f'{name}={size}' for name, size in extents.items())}"
-        found = {name: backend.to_host(results[name]) for name in expected}
-        errors = [measure(found[name], tensor.numpy(), f"{where}: {name}") for name, tensor in expected.items()]
-        return _worst(errors, (extents,))
+        return _compared(program, feed, {name: backend.to_host(buffer) for name, buffer in results.items()})
 
     for feed in also_finite:
         error_on(feed)
-    errors = [error_on(feed) for feed in feeds]
+    return _judged(program.component, spec, [error_on(feed) for feed in feeds], tolerance)
+
+
+def verify_results(
+    program: Program, spec: Engine, feeds: Iterable[Mapping[str, Tensor]], results: Iterable[Mapping[str, Tensor]]
+) -> MeasuredError:
+    """The same for results that are there already: those of the program in the engine's precision, where the engine cannot run.
+
+    Args:
+        program: the torch module, in float32.
+        spec: the engine.
+        feeds: inputs, of several shapes.
+        results: the outputs for each of them.
+
+    Raises:
+        EngineError: as `verify_engine`.
+    """
+    pairs = zip(feeds, results, strict=True)
+    errors = [_compared(program, feed, {name: found[name].numpy() for name in found}) for feed, found in pairs]
+    return _judged(program.component, spec, errors, None)
+
+
+def runs_here(component: str, spec: Engine, files: Sequence[Path]) -> bool:
+    """Whether this machine can run an engine that was just built: a plan may be for a GPU that is not here."""
+    try:
+        create_backend(spec.target, Settings()).check(component, tuple(files), spec)
+    except (BundleError, EngineError):
+        return False
+    return True
+
+
+def _compared(program: Program, feed: Mapping[str, Tensor], results: Mapping[str, NDArray[np.float32]]) -> MeasuredError:
+    """The largest error of any output on one feed."""
+    extents = program.extents_of(feed)
+    where = f"{program.component} at {', '.join(f'{name}={size}' for name, size in extents.items())}"
+    expected = program.run(feed)
+    errors = [measure(results[name], tensor.numpy(), f"{where}: {name}") for name, tensor in expected.items()]
+    return _worst(errors, (extents,))
+
+
+def _judged(component: str, spec: Engine, errors: Sequence[MeasuredError], tolerance: float | None) -> MeasuredError:
+    """The largest of the errors. Raises EngineError where it exceeds the tolerance."""
+    limit = TOLERANCE[spec.precision] if tolerance is None else tolerance
     worst = _worst(errors, tuple(shape for error in errors for shape in error.shapes))
     if not worst.relative_l2 <= limit:
         mend = "keep it in fp32" if spec.precision is not Precision.FP32 else "this is a fault of the exporter; report it"
         raise EngineError(
-            f"{program.component}: {spec.target} {spec.precision} is off by {worst.relative_l2:.2g} (relative L2; largest "
+            f"{component}: {spec.target} {spec.precision} is off by {worst.relative_l2:.2g} (relative L2; largest "
             f"difference {worst.max_abs:.2g}), more than {limit:g}; {mend}"
-            + (f" with --engine {program.component}={spec.target}:fp32" if spec.precision is not Precision.FP32 else "")
+            + (f" with --engine {component}={spec.target}:fp32" if spec.precision is not Precision.FP32 else "")
         )
     return worst
 

@@ -24,6 +24,8 @@ from mc_runtime.errors import EngineError
 # The newest set whose every operator onnxruntime's CPU provider and OpenVINO's reader run. From 23 on, attention is one
 # operator, and onnxruntime 1.31 refuses its broadcast masks.
 OPSET = 20
+# The oldest set whose convolutions take bf16; TensorRT reads it.
+BF16_OPSET = 22
 # One protobuf file holds 2 GB; what comes near it goes beside it.
 EXTERNAL_DATA_THRESHOLD = 3 << 29
 # Smaller tensors stay in the graph even so: shapes and scalars that shape inference wants to see.
@@ -55,6 +57,7 @@ def onnx_from_program(
     path: Path,
     *,
     external_data_threshold: int = EXTERNAL_DATA_THRESHOLD,
+    opset: int = OPSET,
 ) -> OnnxFile:
     """Writes `program` as ONNX with the names and dynamic dimensions of `inputs` and `outputs`.
 
@@ -68,7 +71,7 @@ def onnx_from_program(
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 optimize=True,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],

@@ -1,0 +1,126 @@
+"""One TensorRT plan: the program in its precision, its graph, the plan, and how exact it is."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mc_export.build.graph import cached_graph
+from mc_export.build.options import EngineChoice
+from mc_export.build.progress import State
+from mc_export.build.verify import runs_here, verify_engine, verify_results
+from mc_export.lower.bf16 import compute_in
+from mc_export.lower.onnx import OnnxFile
+from mc_export.lower.tensorrt import PlanOrder, plan_file
+from mc_export.lower.trt_profiles import profiles_of
+from mc_export.program.base import Extents, Program
+from mc_runtime.backends.trt_plans import Profile
+from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+@dataclass(frozen=True)
+class PlanWishes:
+    """What a plan is built for beside its program.
+
+    Attributes:
+        usual: sizes that most requests have.
+        served: the only ones a bundle serves; see `mc_export.lower.trt_profiles.profiles_of`.
+        capabilities: compute capabilities; none for the target's own choice.
+    """
+
+    usual: Extents
+    served: tuple[Extents, ...] = ()
+    capabilities: tuple[str, ...] = ()
+
+
+def make_plan(
+    make: Callable[[], Program],
+    choice: EngineChoice,
+    directory: Path,
+    wishes: PlanWishes,
+    *,
+    enter: Callable[[State], None],
+    tick: Callable[[float], None],
+    graph_key: str = "",
+) -> Engine:
+    """Builds and verifies one plan in `directory`.
+
+    Where this machine can run it, it is compared with its float32 module like every engine. Where it cannot (no GPU, or another
+    one), what is compared is what the plan was made of, in the same precision; the error says which it was.
+
+    Args:
+        make: loads the program; asked twice for 16 bits, which change its weights.
+        choice: target and precision.
+        directory: where the file goes.
+        wishes: what it is built for.
+        enter: told of every state.
+        tick: told of the library's progress; what it raises stops the build.
+        graph_key: content key of the graph; empty to export it anew.
+
+    Returns:
+        The manifest's engine, with its measured error.
+
+    Raises:
+        EngineError: it cannot be exported, read or built, or its error exceeds the precision's tolerance.
+    """
+    program = make()
+    profiles = profiles_of(program.axes, wishes.usual, wishes.served)
+    shapes = list(checked_extents(program, profiles))
+    feeds = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
+    if choice.precision in _DTYPES:
+        program = compute_in(program, _DTYPES[choice.precision])
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
+        onnx = cached_graph(program, Path(scratch), enter, graph_key)
+        order = PlanOrder(
+            program.component, choice.target, choice.precision, program.inputs, program.outputs, profiles,
+            wishes.capabilities, tick,
+        )  # fmt: skip
+        enter(State.BUILDING)
+        files, options = plan_file(onnx, order, directory)
+        spec = Engine(
+            target=choice.target,
+            precision=choice.precision,
+            files=tuple(file.name for file in files),
+            inputs=program.inputs,
+            outputs=program.outputs,
+            options=options,
+        )
+        enter(State.VERIFYING)
+        return replace(spec, error=_error(program, make, spec, files, onnx, feeds))
+
+
+def _error(
+    program: Program, make: Callable[[], Program], spec: Engine, files: Sequence[Path], onnx: OnnxFile,
+    feeds: Sequence[Mapping[str, torch.Tensor]],
+) -> MeasuredError:  # fmt: skip
+    """The plan against its float32 module, or, where it cannot run here, what it was made of."""
+    here = runs_here(program.component, spec, files)
+    if spec.precision not in _DTYPES:
+        if here:
+            return verify_engine(program, spec, files, feeds)
+        graph = replace(spec, target="onnxruntime", files=tuple(file.name for file in onnx.files), options={})
+        return replace(verify_engine(program, graph, onnx.files, feeds), of="graph")
+    results = [] if here else [program.run(feed) for feed in feeds]
+    del program
+    gc.collect()  # there may be no room for both
+    reference = make()
+    if here:
+        return verify_engine(reference, spec, files, feeds)
+    return replace(verify_results(reference, spec, feeds, results), of="graph")
+
+
+def checked_extents(program: Program, profiles: Sequence[Profile]) -> Iterable[dict[str, int]]:
+    """Sizes a plan is checked at: those that every program is checked at, brought into a profile each."""
+    shapes = [program.example_extents, *program.check_extents()]
+    found = []
+    for index, extents in enumerate(shapes + shapes[:1] * (len(profiles) - len(shapes))):
+        profile = profiles[index % len(profiles)]
+        found.append({name: min(max(size, profile[name][0]), profile[name][2]) for name, size in extents.items()})
+    return found

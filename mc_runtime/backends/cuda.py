@@ -1,0 +1,136 @@
+"""Memory, streams and graphs of an NVIDIA GPU through `cuda.bindings`, each error with its mend.
+
+Not run on a GPU yet; the calls are tested against a stand-in that behaves as the CUDA runtime documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mc_runtime.backends.base import Array
+from mc_runtime.backends.packages import Gpu, gpu_mend
+from mc_runtime.errors import EngineError
+
+_INSTALL = "pip install cuda-bindings, of your driver's CUDA major version"
+
+
+def load_cuda() -> Any:
+    """The CUDA runtime's bindings. Raises EngineError where they are not installed."""
+    try:
+        return import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise EngineError(f"cuda.bindings is not installed, which GPU buffers need ({error}); {_INSTALL}") from None
+
+
+def this_gpu(cuda: Any) -> Gpu | None:
+    """The GPU that this process would use, or None where there is none, or no driver for it."""
+    status, count = cuda.cudaGetDeviceCount()
+    if int(status) or not count:
+        return None
+    (device,) = check(cuda, cuda.cudaGetDevice())
+    (properties,) = check(cuda, cuda.cudaGetDeviceProperties(device))
+    free, _ = check(cuda, cuda.cudaMemGetInfo())
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return Gpu(name.rstrip("\0"), (int(properties.major), int(properties.minor)), int(free))
+
+
+def check(cuda: Any, returned: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of the CUDA runtime gave beside its status. Raises EngineError for any status but success."""
+    status, *results = returned
+    if int(status):
+        _, text = cuda.cudaGetErrorString(status)
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        raise EngineError(f"CUDA: {gpu_mend(said)}")
+    return tuple(results)
+
+
+class Memory:
+    """A piece of GPU memory, freed when nobody holds it any more. `address` is 256-byte aligned, as CUDA gives it."""
+
+    def __init__(self, cuda: Any, size: int) -> None:
+        self._cuda = cuda
+        self.size = max(1, size)
+        self.address = 0
+        (address,) = check(cuda, cuda.cudaMalloc(self.size))
+        self.address = int(address)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self._cuda.cudaFree(self.address)  # waits for the launches that use it; at exit its error says nothing
+
+
+class Stream:
+    """One queue of copies and launches, in the order they were asked for."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        (self._handle,) = check(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+
+    @property
+    def handle(self) -> int:
+        """What engine libraries take."""
+        return int(self._handle)
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Memory:
+        """Memory for a tensor."""
+        return Memory(self._cuda, prod(shape) * np.dtype(dtype).itemsize)
+
+    def upload(self, memory: Memory, array: Array) -> None:
+        """Copy a contiguous array to the GPU, in the order of the launches; the array may change as soon as this returns:
+        CUDA has pageable memory copied out of the way by then."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        check(self._cuda, self._cuda.cudaMemcpyAsync(memory.address, array.ctypes.data, array.nbytes, kind, self._handle))
+
+    def download(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """The numbers after all launches so far."""
+        array: Array = np.empty(shape, dtype)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        check(self._cuda, self._cuda.cudaMemcpyAsync(array.ctypes.data, memory.address, array.nbytes, kind, self._handle))
+        self.wait()
+        return array
+
+    def wait(self) -> None:
+        """Until everything asked for so far is done. An error of a launch comes up here."""
+        check(self._cuda, self._cuda.cudaStreamSynchronize(self._handle))
+
+    def captured(self, launches: Callable[[], None], replayed_on: Stream) -> Callable[[], None]:
+        """The launches, recorded on this stream, as one CUDA graph for another; other threads may go on loading engines
+        meanwhile, hence the capture's mode.
+
+        Raises:
+            EngineError: a launch cannot be captured.
+        """
+        cuda, stream = self._cuda, self._handle
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cuda, cuda.cudaStreamBeginCapture(stream, mode))
+        try:
+            launches()
+        except BaseException:
+            cuda.cudaStreamEndCapture(stream)  # the failed launch is the error to tell
+            raise
+        (graph,) = check(cuda, cuda.cudaStreamEndCapture(stream))
+        try:
+            (executable,) = check(cuda, cuda.cudaGraphInstantiate(graph, 0))
+        finally:
+            cuda.cudaGraphDestroy(graph)
+        return _Replay(cuda, executable, replayed_on._handle)
+
+
+class _Replay:
+    """A graph that can be launched again and again."""
+
+    def __init__(self, cuda: Any, executable: Any, stream: Any) -> None:
+        self._cuda = cuda
+        self._executable = executable
+        self._stream = stream
+
+    def __call__(self) -> None:
+        check(self._cuda, self._cuda.cudaGraphLaunch(self._executable, self._stream))
+
+    def __del__(self) -> None:
+        self._cuda.cudaGraphExecDestroy(self._executable)

@@ -1,0 +1,253 @@
+"""Stand-ins for the CUDA runtime and for TensorRT, as far as a backend asks them: memory is numpy's, engines are functions.
+
+They keep the rules that would bite on a GPU: calls on freed memory fail, a stream's work is done when it is waited for, work
+recorded in a graph is not done, and a context computes with the shapes and addresses that it was last given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+SUCCESS, OUT_OF_MEMORY, BAD_CAPTURE = 0, 2, 900
+
+
+class FakeCuda:
+    """`cuda.bindings.runtime` on one GPU of `room` bytes."""
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})
+    cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
+
+    def __init__(self, room: int = 1 << 20, capability: tuple[int, int] = (8, 9), devices: int = 1) -> None:
+        self.room, self.capability, self.devices = room, capability, devices
+        self.memory: dict[int, np.ndarray[Any, Any]] = {}
+        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.recording: dict[int, list[Callable[[], None]]] = {}
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.captures_fail = False
+        self.launched_graphs = 0
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:  # noqa: N802  # CUDA's names, here and below
+        return (SUCCESS if self.devices else 35), self.devices
+
+    def cudaGetDevice(self) -> tuple[int, int]:  # noqa: N802
+        return SUCCESS, 0
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:  # noqa: N802
+        major, minor = self.capability
+        return SUCCESS, SimpleNamespace(name=b"NVIDIA Fake\0\0", major=major, minor=minor)
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+        return SUCCESS, self.room - self.used, self.room
+
+    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
+        return SUCCESS, {OUT_OF_MEMORY: b"out of memory"}.get(status, b"something else")
+
+    @property
+    def used(self) -> int:
+        return sum(array.nbytes for array in self.memory.values())
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:  # noqa: N802
+        if self.used + size > self.room:
+            return OUT_OF_MEMORY, 0
+        array = np.full(size, 0xAB, np.uint8)
+        self.memory[array.ctypes.data] = array
+        return SUCCESS, array.ctypes.data
+
+    def cudaFree(self, address: int) -> tuple[int]:  # noqa: N802
+        del self.memory[address]
+        return (SUCCESS,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        handle = 100 + len(self.queues)
+        self.queues[handle] = []
+        return SUCCESS, handle
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
+        device = target if kind == 1 else source
+        assert self.memory[device].nbytes >= size, "past the end"
+        if kind == 1:
+            taken = ctypes.string_at(source, size)  # pageable memory is copied out of the way at once
+            self.enqueue(stream, lambda: ctypes.memmove(target, taken, size))
+        else:
+            self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
+        return (SUCCESS,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
+        work, self.queues[stream] = self.queues[stream], []
+        for each in work:
+            each()
+        return (SUCCESS,)
+
+    def enqueue(self, stream: int, work: Callable[[], Any]) -> None:
+        self.recording.get(stream, self.queues[stream]).append(work)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
+        assert stream not in self.recording
+        self.recording[stream] = []
+        return (SUCCESS,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:  # noqa: N802
+        work = self.recording.pop(stream)
+        if self.captures_fail:
+            return BAD_CAPTURE, 0
+        handle = 1000 + len(self.graphs)
+        self.graphs[handle] = work
+        return SUCCESS, handle
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:  # noqa: N802
+        return SUCCESS, graph
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[int]:  # noqa: N802
+        return (SUCCESS,)
+
+    def cudaGraphExecDestroy(self, graph: int) -> tuple[int]:  # noqa: N802
+        return (SUCCESS,)
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:  # noqa: N802
+        self.launched_graphs += 1
+        for work in self.graphs[graph]:
+            self.enqueue(stream, work)
+        return (SUCCESS,)
+
+    def array_at(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.memory[address][:size].view(dtype).reshape(shape)
+
+
+Tensors = Mapping[str, tuple[bool, str, tuple[int, ...]]]
+"""By name: whether it is an input, its dtype, its shape with -1 where it is dynamic."""
+
+
+class FakeTrt:
+    """The module of TensorRT, or of TensorRT for RTX, with one engine: `compute` gives the outputs of inputs by name."""
+
+    __version__ = "1.7.1.116"
+    DataType = IntEnum("DataType", {"FLOAT": 1, "INT64": 2, "HALF": 3})
+    TensorIOMode = IntEnum("TensorIOMode", {"INPUT": 1, "OUTPUT": 2})
+    ExecutionContextAllocationStrategy = IntEnum("Strategy", {"STATIC": 1, "USER_MANAGED": 2})
+    CudaGraphStrategy = IntEnum("CudaGraphStrategy", {"DISABLED": 1, "WHOLE_GRAPH_CAPTURE": 2})
+    EngineValidity = IntEnum("EngineValidity", {"VALID": 1, "INVALID": 2})
+    EngineInvalidityDiagnostics = IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
+    SCRATCH = 512
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+    def __init__(
+        self, cuda: FakeCuda, tensors: Tensors, compute: Callable[[dict[str, Any]], dict[str, Any]], diagnostics: int = 0
+    ) -> None:
+        self.cuda, self.tensors, self.compute, self.diagnostics = cuda, tensors, compute, diagnostics
+        self.contexts: list[Any] = []
+        self.refused: set[str] = set()
+        self.kept = b"kernels"
+
+    def Runtime(self, log: Any) -> Any:  # noqa: N802
+        runtime = SimpleNamespace(engine_header_size=4)
+        runtime.get_engine_validity = lambda header: (self.EngineValidity(2 if self.diagnostics else 1), self.diagnostics)
+
+        def deserialize(data: Any) -> Any:
+            if bytes(data[:4]) != b"plan":
+                log.log(self.ILogger.ERROR, "magic tag\n does not match")
+                return None
+            return FakeEngine(self)
+
+        runtime.deserialize_cuda_engine = deserialize
+        return runtime
+
+
+class FakeEngine:
+    """The library's engine."""
+
+    def __init__(self, trt: FakeTrt) -> None:
+        self._trt = trt
+        self._names = list(trt.tensors)
+        self.num_io_tensors = len(self._names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return {"float32": self._trt.DataType.FLOAT, "int64": self._trt.DataType.INT64}[self._trt.tensors[name][1]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._trt.tensors[name][2]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self._trt.TensorIOMode.INPUT if self._trt.tensors[name][0] else self._trt.TensorIOMode.OUTPUT
+
+    def create_runtime_config(self) -> Any:
+        trt = self._trt
+        taken: list[bytes] = []
+        cache = SimpleNamespace(deserialize=lambda blob: bool(taken.append(blob) or blob == trt.kept), serialize=lambda: trt.kept)
+        return SimpleNamespace(
+            create_runtime_cache=lambda: cache,
+            set_runtime_cache=lambda cache: True,
+            set_execution_context_allocation_strategy=lambda strategy: None,
+        )
+
+    def create_execution_context(self, how: Any) -> Any:
+        context = FakeContext(self._trt, how)
+        self._trt.contexts.append(context)
+        return context
+
+
+class FakeContext:
+    """The library's execution context."""
+
+    def __init__(self, trt: FakeTrt, how: Any) -> None:
+        self._trt, self.how = trt, how
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+        self.profile: int | None = None
+        self.launches = 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return name not in self._trt.refused
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name, (is_input, _, _) in self._trt.tensors.items() if is_input and name not in self.shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        zeros = {
+            each: np.zeros(self.shapes[each], dtype)
+            for each, (is_input, dtype, _) in self._trt.tensors.items()
+            if is_input
+        }
+        shape: tuple[int, ...] = self._trt.compute(zeros)[name].shape
+        return shape
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return self._trt.SCRATCH * self.shapes[next(iter(self.shapes))][0]
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.scratch = (address, size)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        cuda, trt, addresses, shapes = self._trt.cuda, self._trt, dict(self.addresses), dict(self.shapes)
+        assert cuda.memory[self.scratch[0]].nbytes >= self.update_device_memory_size_for_shapes()
+        self.launches += 1
+
+        def work() -> None:
+            inputs = {name: cuda.array_at(addresses[name], shape, trt.tensors[name][1]) for name, shape in shapes.items()}
+            for name, result in trt.compute(inputs).items():
+                cuda.array_at(addresses[name], result.shape, result.dtype)[...] = result
+
+        cuda.enqueue(stream, work)
+        return "run" not in trt.refused
