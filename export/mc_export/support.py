@@ -46,6 +46,7 @@ nothing yet: a bound here is what the test demands, not a result.
 """
 _QUALITY = """
 What a trained model keeps in int8 and bf16 was measured with the demos (examples/shapes/README.md).
+Every engine of every backbone builds with `tensorrt-rtx` in bf16 ([TensorRT](tensorrt.md)).
 """
 
 

@@ -99,7 +99,7 @@ class Backend(ABC):
     def admit(self, engines: Mapping[str, EngineSpec]) -> None:  # noqa: B027  # most backends take any
         """Look at all of a bundle's engines before any is loaded. Raises EngineError where there is no room for them."""
 
-    def check(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> None:  # noqa: B027  # most ask nothing
+    def check(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> None:  # noqa: B027  # optional
         """Whether this machine can run an engine, as far as that is known without loading it. Raises EngineError, BundleError."""
 
     @abstractmethod

@@ -46,8 +46,9 @@ def test_sizes_that_are_the_only_ones_get_a_profile_each() -> None:
 class _Sized:
     """What of a program decides the sizes it is checked at."""
 
-    axes = AXES
-    example_extents = {"B": 2, "H": 8, "L": 7}
+    def __init__(self) -> None:
+        self.axes = AXES
+        self.example_extents = {"B": 2, "H": 8, "L": 7}
 
     def check_extents(self):
         yield {"B": 1, "H": 12, "L": 3}
@@ -196,7 +197,7 @@ def test_compute_capabilities_are_named() -> None:
         capabilities_for("tensorrt-rtx", ("8.9", "9.0"))
     assert plan_facts("tensorrt-rtx", ("8.9",)) == {"version": trt.__version__, "capabilities": ("8.9",)}
     for wrong in ("8,9", "sm89", "8", ""):
-        with pytest.raises(RequestError, match="expected one such as 8.9"):
+        with pytest.raises(RequestError, match=r"expected one such as 8\.9"):
             BuildOptions(compute_capabilities=(wrong,))
 
 

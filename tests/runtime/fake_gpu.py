@@ -20,9 +20,10 @@ SUCCESS, OUT_OF_MEMORY, BAD_CAPTURE = 0, 2, 900
 class FakeCuda:
     """`cuda.bindings.runtime` on one GPU of `room` bytes."""
 
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})
-    cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
+    # CUDA's names.
+    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})  # noqa: N815
+    cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})  # noqa: N815
 
     def __init__(self, room: int = 1 << 20, capability: tuple[int, int] = (8, 9), devices: int = 1) -> None:
         self.room, self.capability, self.devices = room, capability, devices
@@ -184,8 +185,7 @@ class FakeEngine:
 
     def create_runtime_config(self) -> Any:
         trt = self._trt
-        taken: list[bytes] = []
-        cache = SimpleNamespace(deserialize=lambda blob: bool(taken.append(blob) or blob == trt.kept), serialize=lambda: trt.kept)
+        cache = SimpleNamespace(deserialize=lambda blob: blob == trt.kept, serialize=lambda: trt.kept)
         return SimpleNamespace(
             create_runtime_cache=lambda: cache,
             set_runtime_cache=lambda cache: True,
@@ -222,9 +222,7 @@ class FakeContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         zeros = {
-            each: np.zeros(self.shapes[each], dtype)
-            for each, (is_input, dtype, _) in self._trt.tensors.items()
-            if is_input
+            each: np.zeros(self.shapes[each], dtype) for each, (is_input, dtype, _) in self._trt.tensors.items() if is_input
         }
         shape: tuple[int, ...] = self._trt.compute(zeros)[name].shape
         return shape

@@ -1,4 +1,4 @@
-"""What the manifest says of a TensorRT plan, held against versions, GPUs and shapes; profiles; what the library's diagnosis means."""
+"""What the manifest says of a TensorRT plan, held against versions, GPUs and shapes; what the library's diagnosis means."""
 
 from __future__ import annotations
 

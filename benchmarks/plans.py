@@ -1,0 +1,128 @@
+"""TensorRT plans of every tiny checkpoint: whether each builds, how large it is, how long the library takes. Needs no GPU.
+
+    python -m benchmarks.plans
+    python -m benchmarks.plans --checkpoint wan --checkpoint svd --precision fp16
+
+Writes benchmarks/results/plans.json and the table of docs/tensorrt.md. Times are those of the machine that recorded them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from mc_export.build import BuildEvent, BuildOptions, EngineChoice, State, build_bundle
+from mc_runtime.bundle.manifest import Precision
+from mc_runtime.errors import EngineError
+
+TARGET = "tensorrt-rtx"
+RESULT = "plans"
+PAGE = report.ROOT / "docs" / "tensorrt.md"
+HEAD = ("checkpoint", "engine", "kB", "library s", "whole s", "error of its graph")
+_TABLE = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One plan: `library` seconds are TensorRT's, `seconds` those of export and check too; None came from the cache."""
+
+    checkpoint: str
+    component: str
+    precision: str
+    bytes: int
+    library: float | None
+    seconds: float | None
+    relative_l2: float
+
+
+def build_options(precision: Precision) -> BuildOptions:
+    """Every engine a checkpoint can have; the encoder of pictures is left out of a bundle unless it is named."""
+    choice = EngineChoice(TARGET, precision)
+    return BuildOptions(target=TARGET, precision=precision, engines={"vae_encoder": choice}, max_steps=4, max_batch=2)
+
+
+def plan_rows(name: str, checkpoint: Path, bundle: Path, precision: Precision) -> list[PlanRow]:
+    """Builds a checkpoint's bundle.
+
+    Raises:
+        EngineError: one of its engines does not build.
+    """
+    entered: dict[tuple[str, State], float] = {}
+
+    def on_event(event: BuildEvent) -> None:
+        entered.setdefault((event.component, event.state), time.perf_counter())
+
+    built = build_bundle(checkpoint, bundle, build_options(precision), on_event)
+    rows = []
+    for engine in built.engines:
+        begun = entered.get((engine.component, State.BUILDING))
+        library = None if begun is None else round(entered[engine.component, State.VERIFYING] - begun, 2)
+        seconds = None if begun is None else engine.seconds
+        rows.append(PlanRow(name, engine.component, engine.precision, engine.bytes, library, seconds, engine.relative_l2))
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown; a plan that another checkpoint has too is built once."""
+    lines = [HEAD, tuple("---" for _ in HEAD)]
+    for row in rows:
+        times = ("as above", "") if row["seconds"] is None else (f"{row['library']:.1f}", f"{row['seconds']:.0f}")
+        error = f"{row['relative_l2']:.1e}"
+        lines.append((row["checkpoint"], f"`{row['component']}`", f"{row['bytes'] / 1000:.0f}", *times, error))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page_with(rows: Sequence[dict[str, Any]]) -> str:
+    """docs/tensorrt.md with the table of these rows."""
+    text, count = _TABLE.subn(lambda found: found[1] + table(rows) + found[2], PAGE.read_text(encoding="utf-8"))
+    if count != 1:
+        raise ValueError(f"{PAGE}: has {count} places for the table")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status is the number of checkpoints that failed."""
+    from tests.tiny_checkpoints import TINY_CHECKPOINTS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", action="append", choices=list(TINY_CHECKPOINTS))
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="bf16")
+    parser.add_argument("--no-table", action="store_true", help="write the report elsewhere and leave the page as it is")
+    parser.add_argument("--results", type=Path, help="where the report goes; benchmarks/results by default")
+    arguments = parser.parse_args(argv)
+    rows, failed = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.checkpoint or TINY_CHECKPOINTS:
+            place = Path(folder) / name.replace(", ", "-")
+            checkpoint = TINY_CHECKPOINTS[name](place / "checkpoint")
+            try:
+                found = plan_rows(name, checkpoint, place / "bundle", Precision(arguments.precision))
+            except EngineError as error:
+                failed[name] = str(error)
+                report.console.print(f"{name}: {error}", markup=False, style="red")
+                continue
+            rows += found
+            report.console.print(table([asdict(row) for row in found]), markup=False)
+    result = {"benchmark": RESULT, **report.card(), "precision": arguments.precision, "rows": [asdict(row) for row in rows]}
+    report.save(RESULT, result | {"failed": failed}, arguments.results)
+    if not (failed or arguments.no_table or arguments.checkpoint):
+        PAGE.write_text(page_with(result["rows"]), encoding="utf-8")
+    return len(failed)
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The rows of the last whole run."""
+    rows: list[dict[str, Any]] = json.loads((report.RESULTS / f"{RESULT}.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

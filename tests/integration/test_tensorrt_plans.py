@@ -1,0 +1,46 @@
+"""Every engine of every tiny checkpoint as a plan of TensorRT for RTX, and the table of docs/tensorrt.md that lists them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plans
+from mc_export.backbones.registry import BACKBONES
+from mc_runtime.bundle.manifest import Precision
+from mc_runtime.bundle.store import open_bundle
+from tests.tiny_checkpoints import TINY_CHECKPOINTS
+
+
+def listed() -> dict[str, set[str]]:
+    """The engines of the recorded table, by checkpoint."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in plans.recorded():
+        found[row["checkpoint"]].add(row["component"])
+    return found
+
+
+def test_the_page_has_the_recorded_table() -> None:
+    mend = "run `python -m benchmarks.plans`"
+    assert plans.PAGE.read_text(encoding="utf-8") == plans.page_with(plans.recorded()), mend
+    assert set(listed()) == set(TINY_CHECKPOINTS), mend
+
+
+def test_every_backbone_has_a_checkpoint() -> None:
+    assert {name.removesuffix(", stock") for name in TINY_CHECKPOINTS} == {backbone.name for backbone in BACKBONES}
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY_CHECKPOINTS)
+def test_every_engine_builds(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    checkpoint = TINY_CHECKPOINTS[name](tmp_path / "checkpoint")
+    rows = plans.plan_rows(name, checkpoint, tmp_path / "bundle", Precision.BF16)
+    assert {row.component for row in rows} == listed()[name]
+    for component, engine in open_bundle(tmp_path / "bundle").manifest.engines.items():
+        assert engine.target == "tensorrt-rtx", component
+        assert engine.error is not None
+        assert engine.error.of == "graph" or engine.error.relative_l2 > 0
