@@ -3,7 +3,8 @@
     python -m benchmarks.plans
     python -m benchmarks.plans --checkpoint wan --checkpoint svd --precision fp16
 
-Writes benchmarks/results/plans.json and the table of docs/tensorrt.md. Times are those of the machine that recorded them.
+Writes benchmarks/results/plans.json and the table of docs/tensorrt.md: all of them, or those that were named. Times are those of
+the machine that recorded them; a plan that is in the cache is not built again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import argparse
 import json
 import re
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from mc_export.build import BuildEvent, BuildOptions, EngineChoice, State, build_bundle
+from mc_export.build import BuildOptions, EngineChoice, State, build_bundle
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
 
@@ -32,14 +32,14 @@ _TABLE = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One plan: `library` seconds are TensorRT's, `seconds` those of export and check too; None came from the cache."""
+    """One plan: `library` seconds are TensorRT's, `seconds` those of loading, export and check too."""
 
     checkpoint: str
     component: str
     precision: str
     bytes: int
-    library: float | None
-    seconds: float | None
+    library: float
+    seconds: float
     relative_l2: float
 
 
@@ -55,26 +55,21 @@ def plan_rows(name: str, checkpoint: Path, bundle: Path, precision: Precision) -
     Raises:
         EngineError: one of its engines does not build.
     """
-    entered: dict[tuple[str, State], float] = {}
-
-    def on_event(event: BuildEvent) -> None:
-        entered.setdefault((event.component, event.state), time.perf_counter())
-
-    built = build_bundle(checkpoint, bundle, build_options(precision), on_event)
-    rows = []
-    for engine in built.engines:
-        begun = entered.get((engine.component, State.BUILDING))
-        library = None if begun is None else round(entered[engine.component, State.VERIFYING] - begun, 2)
-        seconds = None if begun is None else engine.seconds
-        rows.append(PlanRow(name, engine.component, engine.precision, engine.bytes, library, seconds, engine.relative_l2))
-    return rows
+    built = build_bundle(checkpoint, bundle, build_options(precision))
+    return [
+        PlanRow(
+            name, engine.component, engine.precision, engine.bytes, engine.states[State.BUILDING],
+            round(sum(engine.states.values()), 2), engine.relative_l2,
+        )
+        for engine in built.engines
+    ]  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown; a plan that another checkpoint has too is built once."""
+    """The rows as Markdown."""
     lines = [HEAD, tuple("---" for _ in HEAD)]
     for row in rows:
-        times = ("as above", "") if row["seconds"] is None else (f"{row['library']:.1f}", f"{row['seconds']:.0f}")
+        times = (f"{row['library']:.1f}", f"{row['seconds']:.0f}")
         error = f"{row['relative_l2']:.1e}"
         lines.append((row["checkpoint"], f"`{row['component']}`", f"{row['bytes'] / 1000:.0f}", *times, error))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -95,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", action="append", choices=list(TINY_CHECKPOINTS))
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="bf16")
-    parser.add_argument("--no-table", action="store_true", help="write the report elsewhere and leave the page as it is")
-    parser.add_argument("--results", type=Path, help="where the report goes; benchmarks/results by default")
+    parser.add_argument("--results", type=Path, help="where the report goes, and no table; benchmarks/results by default")
     arguments = parser.parse_args(argv)
-    rows, failed = [], {}
+    found_rows: list[PlanRow] = []
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.checkpoint or TINY_CHECKPOINTS:
             place = Path(folder) / name.replace(", ", "-")
@@ -109,18 +104,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed[name] = str(error)
                 report.console.print(f"{name}: {error}", markup=False, style="red")
                 continue
-            rows += found
+            found_rows += found
             report.console.print(table([asdict(row) for row in found]), markup=False)
-    result = {"benchmark": RESULT, **report.card(), "precision": arguments.precision, "rows": [asdict(row) for row in rows]}
-    report.save(RESULT, result | {"failed": failed}, arguments.results)
-    if not (failed or arguments.no_table or arguments.checkpoint):
-        PAGE.write_text(page_with(result["rows"]), encoding="utf-8")
+    named = list(arguments.checkpoint or TINY_CHECKPOINTS)
+    kept = [] if arguments.results else [row for row in recorded() if row["checkpoint"] not in named]
+    rows = sorted(kept + [asdict(row) for row in found_rows], key=lambda row: list(TINY_CHECKPOINTS).index(row["checkpoint"]))
+    result = {"benchmark": RESULT, **report.card(), "precision": arguments.precision, "rows": rows, "failed": failed}
+    report.save(RESULT, result, arguments.results)
+    if arguments.results is None:
+        PAGE.write_text(page_with(rows), encoding="utf-8")
     return len(failed)
 
 
 def recorded() -> list[dict[str, Any]]:
-    """The rows of the last whole run."""
-    rows: list[dict[str, Any]] = json.loads((report.RESULTS / f"{RESULT}.json").read_text(encoding="utf-8"))["rows"]
+    """The rows of benchmarks/results; none where there is no such file yet."""
+    try:
+        text = (report.RESULTS / f"{RESULT}.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    rows: list[dict[str, Any]] = json.loads(text)["rows"]
     return rows
 
 

@@ -100,7 +100,10 @@ class Backend(ABC):
         """Look at all of a bundle's engines before any is loaded. Raises EngineError where there is no room for them."""
 
     def check(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> None:  # noqa: B027  # optional
-        """Whether this machine can run an engine, as far as that is known without loading it. Raises EngineError, BundleError."""
+        """Whether this machine can run an engine, as far as that is known without loading it.
+
+        Raises EngineError or BundleError where it cannot.
+        """
 
     @abstractmethod
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:

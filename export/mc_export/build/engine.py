@@ -16,7 +16,7 @@ from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.plan import PlanWishes, make_plan
-from mc_export.build.progress import State
+from mc_export.build.progress import State, StateClock
 from mc_export.build.verify import verify_engine
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
 from mc_export.lower.tensorrt import builds_plans
@@ -50,16 +50,18 @@ def make_engine(
         tick: told of the share of a state that is done, where a library tells it.
 
     Returns:
-        The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took.
+        The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took, also by state.
 
     Raises:
         EngineError: it cannot be exported, or its error exceeds the precision's tolerance.
     """
     start = time.monotonic()
+    clock = StateClock(enter)
+    enter = clock.enter
     enter(State.LOADING)
     if builds_plans(choice.target):
         spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, graph_key=graph_key)
-        return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
+        return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
     program = part.make()
     calibration: Calibration = []
     if takes_programs(choice.target):
@@ -93,7 +95,7 @@ def make_engine(
     else:
         error = verify_engine(program, spec, files, examples)
     spec = replace(spec, error=error)
-    return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2)}
+    return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
 
 
 def _held_out(calibration: Calibration, component: str) -> list[dict[str, torch.Tensor]]:

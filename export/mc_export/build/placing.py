@@ -68,7 +68,7 @@ class Placing:
         self.log.enter(name, state)
         engine = engine_of_notes(entry.notes, folder)
         self.keys.append(key)
-        self.reports.append(self._report(name, engine, state, time.monotonic() - start))
+        self.reports.append(self._report(name, engine, state, time.monotonic() - start, entry.notes.get("states", {})))
         return engine
 
     def _calibrate(self, component: str) -> Calibration:
@@ -77,7 +77,7 @@ class Placing:
         inputs: Calibration = calibration_inputs(self.checkpoint, component)
         return inputs
 
-    def _report(self, name: str, engine: Engine, state: State, seconds: float) -> EngineReport:
+    def _report(self, name: str, engine: Engine, state: State, seconds: float, states: Mapping[str, float]) -> EngineReport:
         assert engine.error is not None
         return EngineReport(
             component=name,
@@ -88,4 +88,5 @@ class Placing:
             max_abs=engine.error.max_abs,
             relative_l2=engine.error.relative_l2,
             bytes=sum((self.stage / file).stat().st_size for file in engine.files),
+            states=states,
         )

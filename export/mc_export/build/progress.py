@@ -64,6 +64,27 @@ class BuildEvent:
 ProgressCallback = Callable[[BuildEvent], None]
 
 
+class StateClock:
+    """Hears of every state an engine enters, passes it on, and knows how long each lasted."""
+
+    def __init__(self, enter: Callable[[State], None]) -> None:
+        self._enter = enter
+        self._entered: list[tuple[State, float]] = []
+
+    def enter(self, state: State) -> None:
+        """The engine enters a state."""
+        self._entered.append((state, time.monotonic()))
+        self._enter(state)
+
+    def seconds(self) -> dict[str, float]:
+        """By state, up to now."""
+        ends = [begun for _, begun in self._entered[1:]] + [time.monotonic()]
+        found: dict[str, float] = {}
+        for (state, begun), end in zip(self._entered, ends, strict=True):
+            found[state.value] = round(found.get(state.value, 0.0) + end - begun, 2)
+        return found
+
+
 class ProgressLog:
     """Counts the shares of a build and tells the callback of each change.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mc_export.build.progress import State
@@ -10,7 +11,10 @@ from mc_export.build.progress import State
 
 @dataclass(frozen=True)
 class EngineReport:
-    """How one engine came about: `cached` or `built`, in how many seconds, how exact and how large."""
+    """How one engine came about: `cached` or `built`, in how many seconds, how exact and how large.
+
+    `states` are the seconds by state of when it was built, by whatever build that was.
+    """
 
     component: str
     target: str
@@ -20,6 +24,7 @@ class EngineReport:
     max_abs: float
     relative_l2: float
     bytes: int
+    states: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
