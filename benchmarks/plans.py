@@ -3,7 +3,7 @@
     python -m benchmarks.plans
     python -m benchmarks.plans --checkpoint wan --checkpoint svd --precision fp16
 
-Writes benchmarks/results/plans.json and the table of docs/tensorrt.md: all of them, or those that were named. Times are those of
+Writes benchmarks/results/plans.json and the table of docs/tensorrt.md, of all or of those named. Times are those of
 the machine that recorded them; a plan that is in the cache is not built again.
 """
 
