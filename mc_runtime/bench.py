@@ -41,6 +41,7 @@ class BenchRequest:
     guidance: float | None = None
     seed: int = 0
     threads: int | None = None
+    device: str | None = None
     fallback: str | None = None
 
 
@@ -136,7 +137,7 @@ def run_bench(
     from mc_runtime.runtime.runtime import Runtime
 
     start = time.perf_counter()
-    runtime = Runtime.load(path, threads=request.threads, fallback=request.fallback)
+    runtime = Runtime.load(path, threads=request.threads, device=request.device, fallback=request.fallback)
     load_seconds = time.perf_counter() - start
     manifest = runtime.manifest
     # An explicit size for all: the bundle's default may differ from the checkpoint's.

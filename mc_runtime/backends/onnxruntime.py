@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import BundleError
@@ -26,31 +26,31 @@ class OnnxRuntimeBackend(HostBackend):
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
-        try:
-            options = self._session_options(spec)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{component} engine: options {spec.options} are not onnxruntime's; build the bundle again"
-            ) from error
-        return OnnxRuntimeEngine(component, files[0], options)
+        return OnnxRuntimeEngine(component, files[0], session_options(component, spec, self.settings))
 
     def wrap(self, array: Array) -> Any:
         """An OrtValue over the array's memory."""
         return ort.OrtValue.ortvalue_from_numpy(array)
 
-    def _session_options(self, spec: EngineSpec) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERROR
-        options.intra_op_num_threads = self.settings.threads or 0
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+
+def session_options(component: str, spec: EngineSpec, settings: Settings) -> Any:
+    """How an engine's session runs. Raises BundleError where the manifest's options are not onnxruntime's."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERROR
+    options.intra_op_num_threads = settings.threads or 0
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    try:
         options.graph_optimization_level = _level(spec.options.get("graph_optimization", "all"))
         # Threads go on waiting actively after a run, as is the default: a step of some milliseconds then takes 16 % less
         # time than with `session.intra_op.allow_spinning` 0. Where other processes want the same cores it is twice as
         # slow, and that entry the better choice.
         for key, value in spec.options.get("session", {}).items():
             options.add_session_config_entry(key, str(value))
-        return options
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"{component} engine: options {spec.options} are not onnxruntime's"
+        raise BundleError(f"{what}; build the bundle again") from error
+    return options
 
 
 class OnnxRuntimeEngine(Engine):
@@ -65,8 +65,8 @@ class OnnxRuntimeEngine(Engine):
 
     def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Engine.describe`."""
-        inputs = tuple(_tensor(node) for node in self._session.get_inputs())
-        outputs = tuple(_tensor(node) for node in self._session.get_outputs())
+        inputs = tuple(tensor_of(node) for node in self._session.get_inputs())
+        outputs = tuple(tensor_of(node) for node in self._session.get_outputs())
         return inputs, outputs
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
@@ -126,6 +126,7 @@ def _level(name: str) -> Any:
     }[name]
 
 
-def _tensor(node: Any) -> Tensor:
+def tensor_of(node: Any) -> Tensor:
+    """A session's input or output."""
     shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
     return Tensor(name=node.name, dtype=_DTYPES.get(node.type, node.type), shape=shape)

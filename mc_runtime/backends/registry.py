@@ -36,8 +36,8 @@ def _no_gpu_for_torch() -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a backend's class lives, the library it needs, the command that installs it, whether its engines run on a GPU, and
-    what else may be in the way."""
+    """Where a backend's class lives, the library it needs, the command that installs it, whether its engines run on a GPU,
+    what else may be in the way, and the class for the device `cuda` where its engines run there too."""
 
     home: str
     class_name: str
@@ -46,6 +46,13 @@ class _Target:
     install: str
     on_gpu: bool = False
     obstacle: Callable[[], tuple[str, str] | None] = lambda: None
+    on_cuda: tuple[str, str] | None = None
+
+    def backend_class(self, device: str | None) -> type[Backend]:
+        """The class for a device, imported now; unless it is its second one, the target's own, which refuses others."""
+        home, name = self.on_cuda if self.on_cuda and device == "cuda" else (self.home, self.class_name)
+        found: type[Backend] = getattr(import_module(home), name)
+        return found
 
 
 def _tensorrt(name: str, class_name: str) -> _Target:
@@ -70,6 +77,7 @@ _TARGETS = {
         module="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
         install="pip install 'mc-runtime[cpu]'",
+        on_cuda=("mc_runtime.backends.onnxruntime_cuda", "OnnxRuntimeCudaBackend"),
     ),
     "openvino": _Target(
         home="mc_runtime.backends.openvino",
@@ -108,13 +116,12 @@ def create_backend(name: str, settings: Settings) -> Backend:
     if target is None:
         raise BundleError(f"target {name!r} is unknown to this mc-runtime (it knows {', '.join(TARGETS)}); upgrade it")
     try:
-        backend_class = getattr(import_module(target.home), target.class_name)
+        backend_class = target.backend_class(settings.device)
     except ImportError as error:
         if not _installed(target.module):
             raise EngineError(f"{name} is not installed and this bundle needs it; {target.install}") from None
         raise EngineError(f"{name} is installed but does not load ({error}); {target.install}") from error
-    backend: Backend = backend_class(settings)
-    return backend
+    return backend_class(settings)
 
 
 def runs_on_gpu(name: str) -> bool:

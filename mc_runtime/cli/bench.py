@@ -27,7 +27,7 @@ _STANDARD_OUTPUT = Path("-")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Rounds to time.")
 @click.option("--prompt", default="a red circle left of a blue square", show_default=True, metavar="TEXT", help="What to draw.")
 @options.request_options
-@options.fallback_option
+@options.engine_options
 @click.option("--json", "json_file", type=options.FILE, metavar="FILE", help="Write the report; - is standard output.")
 @click.option("--chart", type=options.FILE, metavar="FILE", help="Draw the report as bars (.png); needs matplotlib.")
 @options.debug_option

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @options.media_options
 @options.request_options
-@options.fallback_option
+@options.engine_options
 @click.option(
     "-n", "--num-images", type=int, default=1, show_default=True, metavar="N",
     help="How many pictures, or videos, of the prompt; each has the seed after the one before.",
@@ -88,7 +88,9 @@ def command(
     from mc_runtime.runtime.runtime import Runtime
     from mc_runtime.tasks.registry import task_for
 
-    runtime = Runtime.load(path, threads=request["threads"], cache_dir=compiled_cache(), fallback=request["fallback"])
+    runtime = Runtime.load(
+        path, threads=request["threads"], device=request["device"], cache_dir=compiled_cache(), fallback=request["fallback"]
+    )
     if runtime.fell_back is not None:
         click.echo(f"running the bundle's {request['fallback']} engines: {runtime.fell_back}", err=True)
     manifest = runtime.manifest

@@ -112,10 +112,12 @@ def request_options(function: F) -> F:
     return function
 
 
-def fallback_option(function: F) -> F:
-    """Which engines to run where the bundle's own do not, as the keyword argument fallback."""
-    help_text = "Run the bundle's engines of this target where its own do not run here; it has them if built with --fallback."
-    return click.option("--fallback", type=click.Choice(TARGETS), help=help_text)(function)
+def engine_options(function: F) -> F:
+    """Where engines run, and which if the bundle's own do not run, as the keyword arguments device and fallback."""
+    device = "Where to run: onnxruntime engines run on both; the others' target says where."
+    fallback = "Run the bundle's engines of this target where its own do not run here; it has them if built with --fallback."
+    function = click.option("--fallback", type=click.Choice(TARGETS), help=fallback)(function)
+    return click.option("--device", type=click.Choice(("cpu", "cuda")), help=device)(function)
 
 
 def media_options(function: F) -> F:

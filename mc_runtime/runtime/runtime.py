@@ -53,7 +53,7 @@ class Runtime:
         Args:
             path: the bundle's directory.
             threads: CPU threads an engine may use; the library's choice by default.
-            device: what the engines have to run on, `cpu` or `cuda`; by default what their targets run on.
+            device: what the engines have to run on, `cpu` or `cuda`; by default what their targets run on (onnxruntime: `cpu`).
             verify: compare every file's sha256 with the manifest's; sizes are compared in any case.
             cache_dir: where engine libraries may keep what they compiled, so that the next start is faster.
             fallback: target of the engines to run where the bundle's own do not run on this machine; it holds such engines if

@@ -170,12 +170,11 @@ def test_openvino_compiles_for_the_shapes_it_meets(bundle: Path, kept: int, monk
 
 
 def test_onnxruntime_takes_session_options_from_the_manifest(bundle: Path) -> None:
-    from mc_runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from mc_runtime.backends.onnxruntime import session_options
 
-    backend = OnnxRuntimeBackend(Settings(threads=1))
     options = {"graph_optimization": "none", "session": {"session.intra_op.allow_spinning": 0}}
     spec = Engine(**{**vars(spec_of(bundle, "step")), "options": options})
-    made = backend._session_options(spec)
+    made = session_options("step", spec, Settings(threads=1))
     assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert made.intra_op_num_threads == 1
 
