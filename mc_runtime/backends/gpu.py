@@ -66,7 +66,7 @@ def _gib(size: int) -> str:
 _FAULTS = (
     ("out of memory", "the GPU's memory is full: ask for fewer or smaller pictures, or end what else runs there"),
     ("no kernel image", "it was compiled for another GPU: build the bundle again on this machine"),
-    ("driver version is insufficient", "the NVIDIA driver is too old for this torch: update the driver"),
+    ("driver version is insufficient", "the NVIDIA driver is too old for this library: update the driver"),
     ("illegal memory access", "a fault of the kernels: please report it; until then build with --target onnxruntime"),
 )
 

@@ -64,7 +64,10 @@ def _tensorrt(name: str, class_name: str) -> _Target:
 
         if not installed_versions(("cuda-bindings", "cuda-python")):
             return "cuda.bindings is not installed, which GPU buffers need", library.install
-        return _no_gpu()
+        missing = _no_gpu()
+        if missing is not None and library.builds_anywhere:
+            return missing[0], "it builds here all the same; to run, use a machine with one"
+        return missing
 
     home = "mc_runtime.backends.tensorrt"
     return _Target(home, class_name, library.module, library.distributions, library.install, True, obstacle)

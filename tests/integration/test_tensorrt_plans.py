@@ -34,11 +34,13 @@ def test_every_backbone_has_a_checkpoint() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY_CHECKPOINTS)
-def test_every_engine_builds(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, Precision.BF16) for name in TINY_CHECKPOINTS), ("sana", Precision.FP16)]
+)
+def test_every_engine_builds(name: str, precision: Precision, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     checkpoint = TINY_CHECKPOINTS[name](tmp_path / "checkpoint")
-    rows = plans.plan_rows(name, checkpoint, tmp_path / "bundle", Precision.BF16)
+    rows = plans.plan_rows(name, checkpoint, tmp_path / "bundle", precision)
     assert {row.component for row in rows} == listed()[name]
     for component, engine in open_bundle(tmp_path / "bundle").manifest.engines.items():
         assert engine.target == "tensorrt-rtx", component
