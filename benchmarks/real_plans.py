@@ -46,7 +46,9 @@ def build(checkpoint_path: Path, component: str, precision: str) -> dict[str, An
         part = next(part for part in parts_of(checkpoint, limits, options) if part.component == component)
         clock.enter(State.LOADING)
         wishes = plan_wishes(component, checkpoint, sizes)
-        spec = make_plan(part.make, choice, place, wishes, enter=clock.enter, tick=lambda share: None)
+        spec = make_plan(
+            part.make, choice, place, wishes, enter=clock.enter, tick=lambda share: None, calibrate=lambda component: []
+        )
         seconds = clock.seconds()
         plan = (place / spec.files[0]).stat().st_size
     assert spec.error is not None

@@ -1,4 +1,4 @@
-"""Both quantizers on the step of a tiny checkpoint, calibrated on its own denoising."""
+"""The quantizers on the step of a tiny checkpoint, calibrated on its own denoising."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from mc_export.build.options import BuildOptions
 from mc_export.build.parts import parts_of
 from mc_export.checkpoint import Checkpoint
 from mc_export.lower import Calibration
-from mc_export.quantize import calibration, quantize_onnxruntime, quantize_openvino
+from mc_export.lower.onnx import OnnxFile
+from mc_export.lower.tensorrt import PlanOrder, plan_file
+from mc_export.lower.trt_profiles import profiles_of
+from mc_export.quantize import calibration, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
 from mc_export.quantize import onnxruntime as ort_quantizer
 from mc_export.quantize import openvino as ov_quantizer
+from mc_export.quantize import tensorrt as trt_quantizer
 from mc_export.quantize.calibration import MAX_STEP_INPUTS, calibration_inputs
 from mc_export.quantize.pointwise import pointwise_to_products
 from mc_export.quantize.policy import GATE, split
+from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
 from tests.export.conftest import LIMITS, Exported
 
@@ -161,6 +166,33 @@ def test_openvino_int8_is_within_its_gate_and_says_nothing(step: Case, capsys: p
 
 
 @pytest.mark.slow
+def test_tensorrt_int8_is_within_its_gate_symmetric_and_read(exported: Export, step: Case, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "step.onnx"
+    options = quantize_tensorrt(step.onnx, path, step.inputs, "step")
+    held_out = split(step.inputs, "step").held_out
+    results, references = (np.stack([run_onnx(file, feed) for feed in held_out]) for file in (path, step.onnx))
+    assert 0 < relative(results, references) <= GATE["step"]
+    assert options["held_out_error"] <= GATE["step"]
+    assert options["kept_fp32_work"] < 0.5
+    graph = onnx.load(path).graph
+    zeros = {node.input[2] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    assert zeros
+    assert all(weights[name].data_type == onnx.TensorProto.INT8 for name in zeros)
+    assert not any(onnx.numpy_helper.to_array(weights[name]).any() for name in zeros)
+    read = {name for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv") for name in node.input}
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert {name for node in graph.node for name in node.input if name in rounded} <= read, (
+        "only what is quantized reads rounded"
+    )
+    program = exported("metacanvas", "step").program
+    order = PlanOrder("step", "tensorrt-rtx", Precision.INT8, program.inputs, program.outputs, profiles_of(program.axes, {}))
+    files, _ = plan_file(OnnxFile.at(path), order, tmp_path)
+    assert files[0].stat().st_size > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["step", "vae_decoder"])
 def test_layers_that_are_kept_give_the_float_results(
     component: str, exported: Export, checkpoints: dict[str, Checkpoint], step: Case, tmp_path: Path,
@@ -174,6 +206,12 @@ def test_layers_that_are_kept_give_the_float_results(
     options = quantize_onnxruntime(graph, path, inputs, component)
     result, reference = (run_onnx(file, inputs[0], output) for file in (path, graph))
     np.testing.assert_allclose(result, reference, atol=1e-5)
+    assert options["kept_fp32_work"] == 1
+    assert keep_all.probed < 1e-5
+
+    monkeypatch.setattr(trt_quantizer, "choose_kept", keep_all)
+    options = quantize_tensorrt(graph, path, inputs, component)
+    np.testing.assert_allclose(run_onnx(path, inputs[0], output), reference, atol=1e-5)
     assert options["kept_fp32_work"] == 1
     assert keep_all.probed < 1e-5
 

@@ -10,21 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.build.progress import State, StateClock
-from mc_export.build.verify import verify_engine
+from mc_export.build.verify import held_out_feeds, verify_engine
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
 from mc_export.lower.tensorrt import builds_plans
 from mc_runtime.bundle.decode import decode, encode
 from mc_runtime.bundle.manifest import Engine, Precision
-
-# Real requests a quantized engine is verified on.
-_VERIFIED_FEEDS = 4
 
 
 def make_engine(
@@ -60,7 +55,7 @@ def make_engine(
     enter = clock.enter
     enter(State.LOADING)
     if builds_plans(choice.target):
-        spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, graph_key=graph_key)
+        spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, graph_key=graph_key)
         return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
     program = part.make()
     calibration: Calibration = []
@@ -91,20 +86,11 @@ def make_engine(
     shapes = [program.example_extents, *program.check_extents()]
     examples = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
     if choice.is_quantized:
-        error = verify_engine(program, spec, files, _held_out(calibration, part.component), also_finite=examples)
+        error = verify_engine(program, spec, files, held_out_feeds(calibration, part.component), also_finite=examples)
     else:
         error = verify_engine(program, spec, files, examples)
     spec = replace(spec, error=error)
     return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
-
-
-def _held_out(calibration: Calibration, component: str) -> list[dict[str, torch.Tensor]]:
-    """A few of the recorded inputs that the engine was not calibrated on."""
-    from mc_export.quantize.policy import split
-
-    feeds = split(calibration, component).held_out
-    feeds = feeds[:: -(-len(feeds) // _VERIFIED_FEEDS)]
-    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
 
 
 def engine_of_notes(notes: Mapping[str, Any], folder: str) -> Engine:

@@ -16,8 +16,8 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
     "inductor": (Precision.FP32, Precision.BF16),
     "inductor-cuda": (Precision.FP32, Precision.BF16),
-    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16),
-    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16),
+    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
+    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
 }
 
 

@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.progress import State
-from mc_export.build.verify import runs_here, verify_engine, verify_results
+from mc_export.build.verify import held_out_feeds, runs_here, verify_engine, verify_results
+from mc_export.lower import Calibration
 from mc_export.lower.bf16 import compute_in
 from mc_export.lower.onnx import OnnxFile
 from mc_export.lower.tensorrt import PlanOrder, plan_file
@@ -48,6 +50,7 @@ def make_plan(
     *,
     enter: Callable[[State], None],
     tick: Callable[[float], None],
+    calibrate: Callable[[str], Calibration],
     graph_key: str = "",
 ) -> Engine:
     """Builds and verifies one plan in `directory`.
@@ -62,6 +65,7 @@ def make_plan(
         wishes: what it is built for.
         enter: told of every state.
         tick: told of the library's progress; what it raises stops the build.
+        calibrate: gives a component's calibration inputs; asked only for int8.
         graph_key: content key of the graph; empty to export it anew.
 
     Returns:
@@ -78,6 +82,14 @@ def make_plan(
         program = compute_in(program, _DTYPES[choice.precision])
     with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
         onnx = cached_graph(program, Path(scratch), enter, graph_key)
+        notes: dict[str, Any] = {}
+        held_out: list[dict[str, torch.Tensor]] = []
+        if choice.is_quantized:
+            enter(State.CALIBRATING)
+            calibration = calibrate(program.component)
+            held_out = held_out_feeds(calibration, program.component)
+            enter(State.QUANTIZING)
+            onnx, notes = _quantized(onnx, calibration, program.component, Path(scratch))
         order = PlanOrder(
             program.component, choice.target, choice.precision, program.inputs, program.outputs, profiles,
             wishes.capabilities, tick,
@@ -90,23 +102,37 @@ def make_plan(
             files=tuple(file.name for file in files),
             inputs=program.inputs,
             outputs=program.outputs,
-            options=options,
+            options=options | notes,
         )
         enter(State.VERIFYING)
-        return replace(spec, error=_error(program, make, spec, files, onnx, feeds))
+        return replace(spec, error=_error(program, make, spec, files, onnx, feeds, held_out))
+
+
+def _quantized(onnx: OnnxFile, calibration: Calibration, component: str, scratch: Path) -> tuple[OnnxFile, dict[str, Any]]:
+    """The int8 form of a graph, in a folder of its own, and what to note of it."""
+    from mc_export.quantize import quantize_tensorrt
+
+    path = scratch / "int8" / onnx.path.name
+    path.parent.mkdir()
+    notes: dict[str, Any] = quantize_tensorrt(onnx.path, path, calibration, component)
+    return OnnxFile.at(path), notes
 
 
 def _error(
     program: Program, make: Callable[[], Program], spec: Engine, files: Sequence[Path], onnx: OnnxFile,
-    feeds: Sequence[Mapping[str, torch.Tensor]],
+    feeds: Sequence[Mapping[str, torch.Tensor]], held_out: Sequence[Mapping[str, torch.Tensor]],
 ) -> MeasuredError:  # fmt: skip
-    """The plan against its float32 module, or, where it cannot run here, what it was made of."""
+    """The plan against its float32 module, or, where it cannot run here, what it was made of.
+
+    One that was calibrated is measured on `held_out`, inputs of real requests; on random ones its results need only be finite.
+    """
     here = runs_here(program.component, spec, files)
     if spec.precision not in _DTYPES:
+        measured, finite = (held_out, feeds) if held_out else (feeds, ())
         if here:
-            return verify_engine(program, spec, files, feeds)
+            return verify_engine(program, spec, files, measured, also_finite=finite)
         graph = replace(spec, target="onnxruntime", files=tuple(file.name for file in onnx.files), options={})
-        return replace(verify_engine(program, graph, onnx.files, feeds), of="graph")
+        return replace(verify_engine(program, graph, onnx.files, measured, also_finite=finite), of="graph")
     results = [] if here else [program.run(feed) for feed in feeds]
     del program
     gc.collect()  # there may be no room for both

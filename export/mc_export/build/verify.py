@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mc_export.lower import Calibration
 from mc_export.program.base import Program
 from mc_runtime.backends.base import Settings
 from mc_runtime.backends.registry import create_backend
@@ -20,6 +22,8 @@ from mc_runtime.errors import BundleError, EngineError
 TOLERANCE = {Precision.FP32: 2e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2, Precision.INT8: 2e-1}
 # The norm an output of n numbers is compared with is at least this times sqrt(n): one that is zero by design stays near it.
 _RMS_FLOOR = 1e-3
+# Real requests a quantized engine is verified on.
+_VERIFIED_FEEDS = 4
 
 
 def verify_engine(
@@ -77,6 +81,15 @@ def verify_results(
     pairs = zip(feeds, results, strict=True)
     errors = [_compared(program, feed, {name: found[name].numpy() for name in found}) for feed, found in pairs]
     return _judged(program.component, spec, errors, None)
+
+
+def held_out_feeds(calibration: Calibration, component: str) -> list[dict[str, Tensor]]:
+    """A few of the recorded inputs that a quantized engine was not calibrated on."""
+    from mc_export.quantize.policy import split
+
+    feeds = split(calibration, component).held_out
+    feeds = feeds[:: -(-len(feeds) // _VERIFIED_FEEDS)]
+    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
 
 
 def runs_here(component: str, spec: Engine, files: Sequence[Path]) -> bool:

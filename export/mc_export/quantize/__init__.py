@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["quantize_onnxruntime", "quantize_openvino"]
+__all__ = ["quantize_onnxruntime", "quantize_openvino", "quantize_tensorrt"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from mc_export.quantize.openvino import quantize_openvino
 
         return quantize_openvino
+    if name == "quantize_tensorrt":
+        from mc_export.quantize.tensorrt import quantize_tensorrt
+
+        return quantize_tensorrt
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,8 @@ from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import Layer, Outputs, choose_kept, relative_error
 from mc_runtime.bundle.atomic import full_disk_is_said
 
-_KINDS = ("MatMul", "Gemm", "Conv")
+KINDS = ("MatMul", "Gemm", "Conv")
+"""The operators that are quantized."""
 
 
 def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, component: str) -> dict[str, Any]:
@@ -60,20 +61,20 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
         # Stale shapes inside a graph with dynamic sizes fail the quantizer's shape inference.
         del model.graph.value_info[:]
         plain, full, trial = (scratch / f"{name}.onnx" for name in ("plain", "full", "trial"))
-        _save(model, plain)
+        save_graph(model, plain)
         layers = quantizable_layers(model, scratch, feeds.held_out[0])
-        references = _outputs(plain, feeds.held_out)
+        references = outputs_of(plain, feeds.held_out)
         convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
         _quantize_convolutions(plain, full, [layer.name for layer in layers if layer.name in convolutions], feeds.calibration)
 
         def quantize(path: Path, kept: frozenset[str]) -> None:
             restored = scratch / "restored.onnx"
-            _save(_with_kept(onnx.load(full), model, kept & convolutions), restored)
+            save_graph(with_kept(onnx.load(full), model, kept & convolutions), restored)
             _quantize_products(restored, path, [layer.name for layer in layers if layer.name not in kept | convolutions])
 
         def probe(kept: frozenset[str]) -> float:
             quantize(trial, kept)
-            return relative_error(_outputs(trial, feeds.held_out), references)
+            return relative_error(outputs_of(trial, feeds.held_out), references)
 
         selection = choose_kept(layers, probe, GATE[component])
         quantize(out_path, frozenset(selection.kept))
@@ -83,7 +84,7 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
 def quantizable_layers(model: onnx.ModelProto, scratch: Path, feed: dict[str, np.ndarray[Any, Any]]) -> list[Layer]:
     """The products and convolutions with constant weights, in graph order, with their work on `feed`."""
     weights = {initializer.name: initializer for initializer in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in _KINDS and _has_weights(node, weights)]
+    nodes = [node for node in model.graph.node if node.op_type in KINDS and _has_weights(node, weights)]
     shapes = _shapes(model, [node.output[0] for node in nodes], scratch, feed)
     layers = []
     for node in nodes:
@@ -116,13 +117,13 @@ def _shapes(
     del asked.graph.output[:]
     asked.graph.output.extend(helper.make_tensor_value_info(f"{name}_shape", onnx.TensorProto.INT64, [None]) for name in names)
     path = scratch / "shapes.onnx"
-    _save(asked, path)
+    save_graph(asked, path)
     session = _session(path)
     found = session.run([f"{name}_shape" for name in names], _fed(session, feed))
     return {name: [int(size) for size in shape] for name, shape in zip(names, found, strict=True)}
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Hands the quantizer its inputs, one run after another."""
 
     def __init__(self, feeds: Calibration) -> None:
@@ -135,13 +136,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 def _quantize_convolutions(plain: Path, path: Path, names: Sequence[str], calibration: Calibration) -> None:
     """Ranges of inputs and outputs as the calibration has them."""
     if not names:
-        _save(onnx.load(plain), path)
+        save_graph(onnx.load(plain), path)
         return
-    with _quiet():
+    with quietly():
         quantize_static(
             str(plain),
             str(path),
-            _Reader(calibration),
+            CalibrationReader(calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             nodes_to_quantize=list(names),
@@ -149,16 +150,16 @@ def _quantize_convolutions(plain: Path, path: Path, names: Sequence[str], calibr
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            use_external_data_format=_is_large(plain),
+            use_external_data_format=is_large(plain),
         )
 
 
 def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
     """Ranges of inputs as every run has them."""
     if not names:
-        _save(onnx.load(plain), path)
+        save_graph(onnx.load(plain), path)
         return
-    with _quiet():
+    with quietly():
         quantize_dynamic(
             str(plain),
             str(path),
@@ -166,15 +167,18 @@ def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
             nodes_to_quantize=list(names),
             per_channel=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=_is_large(plain),
+            use_external_data_format=is_large(plain),
         )
 
 
-def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterable[str]) -> onnx.ModelProto:
+def with_kept(
+    quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterable[str], *, behind: bool = True
+) -> onnx.ModelProto:
     """The quantized graph, changed so that the nodes of `kept` compute in float and nobody reads rounded numbers without need.
 
     The quantizer puts a pair of nodes behind every result that a convolution reads or gives, and hands the rounded numbers to
-    all who read it. The pair stays before a quantized convolution and behind it, where onnxruntime needs it for an int8 kernel.
+    all who read it. The pair stays before a quantized node and, with `behind`, behind it, where onnxruntime needs it for a
+    convolution's int8 kernel.
     """
     originals = {node.name: node for node in model.graph.node}
     weights = {initializer.name: initializer for initializer in model.graph.initializer}
@@ -189,7 +193,7 @@ def _with_kept(quantized: onnx.ModelProto, model: onnx.ModelProto, kept: Iterabl
         quantizer = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if quantizer is not None:
             maker = makers.get(quantizer.input[0])
-            if maker is None or maker.name not in quantized_nodes:
+            if maker is None or not behind or maker.name not in quantized_nodes:
                 plain[node.output[0]] = quantizer.input[0]
     for node in quantized.graph.node:
         if node.name not in quantized_nodes:
@@ -214,7 +218,7 @@ def _restore_weights(
 
 
 def _reads_int8_weights(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
-    maker = makers.get(node.input[1]) if node.op_type == "Conv" else None
+    maker = makers.get(node.input[1]) if node.op_type in KINDS else None
     return maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] not in makers
 
 
@@ -231,7 +235,7 @@ def _drop_unread(model: onnx.ModelProto) -> None:
     drop_unused_weights(model)
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """Writes a graph; large weights go beside it."""
     if _weight_bytes(model) < EXTERNAL_DATA_THRESHOLD:
         onnx.save(model, path)
@@ -248,11 +252,12 @@ def _weight_bytes(model: onnx.ModelProto) -> int:
     )
 
 
-def _is_large(path: Path) -> bool:
+def is_large(path: Path) -> bool:
+    """Whether a graph's weights lie beside it."""
     return _weight_bytes(onnx.load(path, load_external_data=False)) >= EXTERNAL_DATA_THRESHOLD
 
 
-def _outputs(path: Path, feeds: Calibration) -> list[Outputs]:
+def outputs_of(path: Path, feeds: Calibration) -> list[Outputs]:
     """What the engine gives for each feed."""
     session = _session(path)
     names = [output.name for output in session.get_outputs()]
@@ -271,7 +276,7 @@ def _session(path: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences the quantizer's advice on preparations that this module makes itself."""
     logger = logging.getLogger()
     level = logger.level
