@@ -79,6 +79,7 @@ def plan_file(onnx: OnnxFile, order: PlanOrder, directory: Path) -> tuple[list[P
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     monitor.raise_what_stopped_it()
+    order.tick(1.0)  # the library does not announce its last steps
     if plan is None:
         raise EngineError(
             f"{order.component}: {library.target} {trt.__version__} does not build it: {log.take()[:500]}; {_instead(order)}"
