@@ -70,7 +70,8 @@ class VisionProgram(Program):
         tower = self.tower
         # Rows stay [N, p, D]: products of two dimensions alone become an operator that quantizers pass over.
         # The patch embedding's kernel is a whole patch: a matrix product.
-        states = F.linear(pixels, tower.patch_embed.proj.weight.flatten(1))
+        kernel = tower.patch_embed.proj.weight.flatten(1)
+        states = F.linear(pixels.to(kernel.dtype), kernel)
         rotation = tower.rotary_pos_emb(states, positions.flatten(0, 1))
         within_windows, within_frames = (windows, window_places), (frames, frame_places)
         for index, block in enumerate(tower.blocks):
