@@ -235,6 +235,7 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
         reach = {"vision_tokens": limits.vision_tokens}
     return {
         "component": part.component,
+        "backbone": checkpoint.backbone.name,  # two may share a model's class, and give its engines other inputs
         "weights": {source: hashes[source] for source in part.sources},
         "limits": reach,
         "conditioning": checkpoint.conditioning,

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def export_program(program: Program) -> ExportedProgram:
     program.eval()
     inputs = program.example(program.example_extents)
     try:
-        with _quiet(), _explicit_signature(program), _RepeatsAsExpansions(), torch.no_grad(), quick_tracing():
+        with _quiet(), _explicit_signature(program), _rewritten(), torch.no_grad(), quick_tracing():
             exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
     except Exception as error:  # whatever the tracer raises means the same: this model has no export
         reason = " ".join(str(error).split())[:500]
@@ -83,6 +84,13 @@ def _explicit_signature(program: Program) -> Iterator[None]:
         del program.forward
 
 
+@contextmanager
+def _rewritten() -> Iterator[None]:
+    """Says while tracing what the ONNX exporter would not get right as it stands."""
+    with _RepeatsAsExpansions(), _JoinsOfOneType():
+        yield
+
+
 class _RepeatsAsExpansions(TorchFunctionMode):
     """Says `repeat_interleave(n)` as an expansion while tracing: of the former, the ONNX exporter gets a symbolic n wrong."""
 
@@ -100,6 +108,18 @@ class _RepeatsAsExpansions(TorchFunctionMode):
                 # A copy of its own: of a view's strides, the exporter would ask what it cannot prove for every n.
                 return repeated.clone(memory_format=torch.contiguous_format)
         return func(*args, **kwargs)
+
+
+class _JoinsOfOneType(TorchFunctionMode):
+    """Casts what `torch.cat` joins to one type while tracing: torch promotes by itself, ONNX's operator takes one."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.cat, torch.concat, torch.concatenate) and args and len({part.dtype for part in args[0]}) > 1:
+            promoted = reduce(torch.promote_types, (part.dtype for part in args[0]))
+            args = ([part.to(promoted) for part in args[0]], *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, int]) -> None:
