@@ -18,7 +18,7 @@ BOUNDS: Mapping[Precision, float] = MappingProxyType({Precision.FP32: 2e-4, Prec
 
 Below fp32 it says that a bundle is sane, not how good it is: random weights forgive nothing and mean nothing."""
 
-GPU_TARGETS = ("inductor-cuda",)
+GPU_TARGETS = ("inductor-cuda", "tensorrt", "tensorrt-rtx")
 """Targets that run on a GPU only."""
 
 _HEAD = """# What is supported
