@@ -61,9 +61,16 @@ def _is_cast(module: nn.Module, dtype: torch.dtype) -> bool:
 
 def _lower_inputs(dtype: torch.dtype, _: nn.Module, arguments: Any, keywords: Any) -> Any:
     def lower(value: Any) -> Any:
+        if isinstance(value, list):
+            value[:] = [lower(each) for each in value]  # the same list: models leave results in lists they are given
+            return value
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return tree_map(lower, arguments), tree_map(lower, keywords)
+    return tree_map(lower, arguments, is_leaf=_is_list), tree_map(lower, keywords, is_leaf=_is_list)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _raise(value: Any) -> Any:
