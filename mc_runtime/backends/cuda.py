@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mc_runtime.backends.base import Array
-from mc_runtime.backends.packages import Gpu, gpu_mend
+from mc_runtime.backends.gpu import Gpu, gpu_mend
 from mc_runtime.errors import EngineError
 
 _INSTALL = "pip install cuda-bindings, of your driver's CUDA major version"
@@ -85,6 +85,11 @@ class Stream:
         CUDA has pageable memory copied out of the way by then."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check(self._cuda, self._cuda.cudaMemcpyAsync(memory.address, array.ctypes.data, array.nbytes, kind, self._handle))
+
+    def copy(self, target: Memory, source: Memory, size: int, offset: int = 0) -> None:
+        """Copy bytes on the GPU, from `offset` on, in the order of the launches."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        check(self._cuda, self._cuda.cudaMemcpyAsync(target.address, source.address + offset, size, kind, self._handle))
 
     def download(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """The numbers after all launches so far."""

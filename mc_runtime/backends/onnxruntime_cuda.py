@@ -16,8 +16,8 @@ import onnxruntime as ort
 
 from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings
 from mc_runtime.backends.cuda_graphs import KEPT_GRAPHS, BufferPool, graph_key, in_order
+from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.onnxruntime import session_options, tensor_of
-from mc_runtime.backends.packages import gpu_mend
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError

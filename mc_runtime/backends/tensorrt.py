@@ -10,6 +10,7 @@ import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -18,7 +19,7 @@ import numpy as np
 from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes
 from mc_runtime.backends.cuda import Memory, Stream, load_cuda, this_gpu
 from mc_runtime.backends.cuda_graphs import BufferPool, graph_key, in_order
-from mc_runtime.backends.packages import gpu_mend
+from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.trt_context import Bound, Context, Scratch
 from mc_runtime.backends.trt_kernels import KernelCache
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, make_log
@@ -94,6 +95,11 @@ class TensorRtBackend(Backend):
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the runs, so one under way still reads what was there."""
         self.stream.upload(buffer.native, np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C"))
+
+    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
+        """See `Backend.select`; copied on the GPU, in the order of the runs."""
+        size = prod(buffer.shape) * buffer.dtype.itemsize
+        self.stream.copy(buffer.native, rows.native, size, index * size)
 
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy, which waits for the runs before it."""

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from mc_runtime.backends.base import Shapes
-from mc_runtime.backends.packages import Gpu
+from mc_runtime.backends.gpu import Gpu
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor

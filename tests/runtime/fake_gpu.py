@@ -22,7 +22,9 @@ class FakeCuda:
 
     # CUDA's names.
     cudaStreamNonBlocking = 1  # noqa: N815
-    cudaMemcpyKind = IntEnum("cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})  # noqa: N815
+    cudaMemcpyKind = IntEnum(  # noqa: N815
+        "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
+    )
     cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})  # noqa: N815
 
     def __init__(self, room: int = 1 << 20, capability: tuple[int, int] = (8, 9), devices: int = 1) -> None:
@@ -71,8 +73,9 @@ class FakeCuda:
         return SUCCESS, handle
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
-        device = target if kind == 1 else source
-        assert self.memory[device].nbytes >= size, "past the end"
+        for address in {1: [target], 2: [source], 3: [source, target]}[kind]:
+            start = max(base for base in self.memory if base <= address)
+            assert address + size <= start + self.memory[start].nbytes, "past the end"
         if kind == 1:
             taken = ctypes.string_at(source, size)  # pageable memory is copied out of the way at once
             self.enqueue(stream, lambda: ctypes.memmove(target, taken, size))

@@ -96,6 +96,9 @@ def test_buffers_live_on_the_gpu_and_come_back(gpu: Gpu, target: str) -> None:
     assert backend.is_finite(buffer)
     backend.write(buffer, np.float32(np.nan))
     assert not backend.is_finite(buffer)
+    rows = backend.to_device(np.arange(12, dtype=np.float32).reshape(2, 2, 3))
+    backend.select(buffer, rows, 1)
+    np.testing.assert_array_equal(backend.to_host(buffer), np.arange(6, 12).reshape(2, 3))
     empty = backend.empty((4,), "int64")
     assert (empty.dtype, empty.shape) == (np.dtype("int64"), (4,))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mc_runtime.backends.packages import Gpu
+from mc_runtime.backends.gpu import Gpu
 from mc_runtime.backends.trt_plans import TrtPlan, choose_profile, extents_of, profile_shapes, why_invalid
 from mc_runtime.bundle.manifest import Engine, Precision, Tensor
 from mc_runtime.errors import BundleError, EngineError
