@@ -1,7 +1,7 @@
 """TensorRT plans of every tiny checkpoint: whether each builds, how large it is, how long the library takes. Needs no GPU.
 
     python -m benchmarks.plans
-    python -m benchmarks.plans --checkpoint wan --checkpoint svd --precision fp16
+    python -m benchmarks.plans --checkpoint "wan stock" --precision fp16
 
 Writes benchmarks/results/plans.json and the table of docs/tensorrt.md, of all or of those named. Times are those of
 the machine that recorded them; a plan that is in the cache is not built again.
@@ -13,12 +13,14 @@ import argparse
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from mc_export.backbones.base import Backbone
 from mc_export.build import BuildOptions, EngineChoice, State, build_bundle
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
@@ -83,21 +85,30 @@ def page_with(rows: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+def checkpoints() -> dict[str, Callable[[Path], Path]]:
+    """Of every backbone a checkpoint of MetaCanvas, with all its tasks, and the stock pipeline: by name, what writes one."""
+    from tests.tiny_backbones import BACKBONES, KINDS, tiny_checkpoint
+
+    def write(folder: Path, backbone: Backbone, kind: str) -> Path:
+        return tiny_checkpoint(folder, backbone, kind)
+
+    return {f"{backbone.name} {kind}": partial(write, backbone=backbone, kind=kind) for backbone in BACKBONES for kind in KINDS}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit status is the number of checkpoints that failed."""
-    from tests.tiny_checkpoints import TINY_CHECKPOINTS
-
+    named = checkpoints()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", action="append", choices=list(TINY_CHECKPOINTS))
+    parser.add_argument("--checkpoint", action="append", choices=list(named))
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="bf16")
     parser.add_argument("--results", type=Path, help="where the report goes, and no table; benchmarks/results by default")
     arguments = parser.parse_args(argv)
     found_rows: list[PlanRow] = []
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.checkpoint or TINY_CHECKPOINTS:
-            place = Path(folder) / name.replace(", ", "-")
-            checkpoint = TINY_CHECKPOINTS[name](place / "checkpoint")
+        for name in arguments.checkpoint or named:
+            place = Path(folder) / name.replace(" ", "-")
+            checkpoint = named[name](place / "checkpoint")
             try:
                 found = plan_rows(name, checkpoint, place / "bundle", Precision(arguments.precision))
             except EngineError as error:
@@ -106,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             found_rows += found
             report.console.print(table([asdict(row) for row in found]), markup=False)
-    named = list(arguments.checkpoint or TINY_CHECKPOINTS)
-    kept = [] if arguments.results else [row for row in recorded() if row["checkpoint"] not in named]
-    rows = sorted(kept + [asdict(row) for row in found_rows], key=lambda row: list(TINY_CHECKPOINTS).index(row["checkpoint"]))
+    asked = list(arguments.checkpoint or named)
+    kept = [] if arguments.results else [row for row in recorded() if row["checkpoint"] not in asked]
+    rows = sorted(kept + [asdict(row) for row in found_rows], key=lambda row: list(named).index(row["checkpoint"]))
     result = {"benchmark": RESULT, **report.card(), "precision": arguments.precision, "rows": rows, "failed": failed}
     report.save(RESULT, result, arguments.results)
     if arguments.results is None:
