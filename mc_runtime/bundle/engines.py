@@ -1,7 +1,8 @@
-"""Engines in the manifest: what runs them, their files, their signature and their measured error."""
+"""Engines in the manifest: what runs them, their files, their signature, their measured error and the LoRAs they take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -30,6 +31,44 @@ class Tensor:
                 raise ValueError(f"shape: expected sizes of at least 1, found {size}")
 
 
+LORA_SUFFIX = "_lora"
+"""Of the engine that stands in for another one, `step_lora` for `step`, where a request has adapters that change it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraGroup:
+    """Layers of one shape that an adapter may change: they share two inputs of their engine.
+
+    Attributes:
+        layers: as checkpoints and PEFT name them, such as `transformer.transformer_blocks.0.attn1.to_q`.
+        rank: the largest of all adapters of a request together.
+    """
+
+    layers: tuple[str, ...]
+    rank: int
+    in_features: int
+    out_features: int
+
+    def __post_init__(self) -> None:
+        if not self.layers or min(self.rank, self.in_features, self.out_features) < 1:
+            raise ValueError("lora: expected layers, a rank and widths")
+
+    @property
+    def down_shape(self) -> tuple[int, int, int]:
+        """Of all layers' A."""
+        return len(self.layers), self.rank, self.in_features
+
+    @property
+    def up_shape(self) -> tuple[int, int, int]:
+        """Of all layers' B."""
+        return len(self.layers), self.out_features, self.rank
+
+
+def lora_inputs(groups: Sequence[LoraGroup]) -> tuple[tuple[str, str], ...]:
+    """The names of the inputs of an engine's groups: A and B of each."""
+    return tuple((f"lora_down_{index}", f"lora_up_{index}") for index in range(len(groups)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuredError:
     """An engine against its torch module, over the shapes it was run at (each a map of dimension to size).
@@ -55,10 +94,16 @@ class Engine:
     outputs: tuple[Tensor, ...]
     error: MeasuredError | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    lora: tuple[LoraGroup, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files: an engine has at least one file")
+        for group, names in zip(self.lora, lora_inputs(self.lora), strict=True):
+            for name, shape in zip(names, (group.down_shape, group.up_shape), strict=True):
+                tensor = self.input(name)
+                if tensor is None or tensor.shape != shape:
+                    raise ValueError(f"lora: the engine has no input {name!r} of the shape {list(shape)}")
 
     def input(self, name: str) -> Tensor | None:
         """The input of that name, or None where this engine takes none."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mc_runtime.bundle.abilities import Canvas, Frames, Guidance, Latents, Sampler, Sizes, Steps
 from mc_runtime.bundle.checks import at_least_one
 from mc_runtime.bundle.decode import DecodeError, decode, encode
-from mc_runtime.bundle.engines import Engine, MeasuredError, Precision, Tensor
+from mc_runtime.bundle.engines import LORA_SUFFIX, Engine, MeasuredError, Precision, Tensor
 from mc_runtime.bundle.prompting import Prompting, PromptingSet, Segment
 from mc_runtime.bundle.signatures import check_chunks, check_signature
 from mc_runtime.errors import BundleError
@@ -154,7 +154,7 @@ class Manifest:
             if component not in self.engines:
                 raise ValueError(f"engines: {component!r} is missing")
         for component, engine in self.engines.items():
-            check_signature(component, engine, self.conditions if component == "step" else {})
+            check_signature(component, engine, self.conditions if component.removesuffix(LORA_SUFFIX) == "step" else {})
         check_chunks(self.engines)
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mc_runtime.bundle.engines import LORA_SUFFIX, lora_inputs
+
 if TYPE_CHECKING:
     from mc_runtime.bundle.manifest import Engine, Tensor
 
@@ -44,10 +46,11 @@ def check_signature(component: str, engine: Engine, conditions: Iterable[str] = 
 
     `conditions` are the further inputs that the manifest names.
     """
-    signature = _SIGNATURES.get(component)
+    signature = _SIGNATURES.get(component.removesuffix(LORA_SUFFIX))
     if signature is None:
         return
-    signature = ({**signature[0], **dict.fromkeys(conditions, 1)}, signature[1])
+    adapters = [name for names in lora_inputs(engine.lora) for name in names] if component.endswith(LORA_SUFFIX) else []
+    signature = ({**signature[0], **dict.fromkeys(conditions, 1), **dict.fromkeys(adapters, 3)}, signature[1])
     for side, known, tensors in zip(("inputs", "outputs"), signature, (engine.inputs, engine.outputs), strict=True):
         _check(f"engines.{component}.{side}", known, tensors)
 

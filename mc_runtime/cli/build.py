@@ -25,6 +25,7 @@ class BuildChoices:
     engines: tuple[options.EngineChoice, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int | None = None
+    lora_rank: int = 0
     force: bool = False
     fallback: tuple[str, str] | None = None
     capabilities: tuple[str, ...] = ()
@@ -57,6 +58,10 @@ class BuildChoices:
     "--compute-capability", "capabilities", metavar="LIST",
     help="GPUs that tensorrt-rtx builds for, like 8.9,12.0; Ampere and later if left out. tensorrt builds for the GPU at hand.",
 )  # fmt: skip
+@click.option(
+    "--lora-rank", type=click.IntRange(0), default=0, metavar="R",
+    help="Take LoRAs of up to this rank together, at load or per request, by further engines. None, if left out.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
 @options.json_option
 @options.debug_option
@@ -70,6 +75,7 @@ def command(
     max_batch: int | None,
     fallback: tuple[str, str] | None,
     capabilities: str | None,
+    lora_rank: int,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -87,10 +93,11 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision int8 --engine vae_decoder=openvino:bf16
       mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision bf16 --fallback onnxruntime
+      mc-runtime build ./checkpoint -o ./bundle --lora-rank 16
     """
     named = tuple(each.strip() for each in capabilities.split(",")) if capabilities else ()
     choices = BuildChoices(
-        checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, force, fallback, named
+        checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank, force, fallback, named
     )
     with progress_bar("building", quiet=as_json) as progress:
         report = run_build(choices, progress)
@@ -114,6 +121,7 @@ def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
             precision=Precision(choices.precision),
             engines=named,
             sizes=choices.sizes,
+            lora_rank=choices.lora_rank,
             force=choices.force,
             fallback=choices.fallback and EngineChoice(choices.fallback[0], Precision(choices.fallback[1])),
             compute_capabilities=choices.capabilities,

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     "-n", "--num-images", type=int, default=1, show_default=True, metavar="N",
     help="How many pictures, or videos, of the prompt; each has the seed after the one before.",
 )  # fmt: skip
+@click.option(
+    "--lora", "loras", type=options.Lora(), multiple=True,
+    help="A LoRA's file or folder, and its scale; may be given again. The bundle must be built with --lora-rank.",
+)  # fmt: skip
 @click.option("--canvas-map", type=options.FILE, metavar="FILE", help="Also write the layout the planner drew.")
 @click.option("--sheet", type=options.FILE, metavar="FILE", help="Also write all results side by side.")
 @click.option("--comparison", type=options.FILE, metavar="FILE", help="Also write the input beside the result, as a clip.")
@@ -56,6 +60,7 @@ def command(
     negative_prompt: str,
     true_cfg: float | None,
     num_images: int,
+    loras: tuple[tuple[Path, float], ...],
     canvas_map: Path | None,
     sheet: Path | None,
     comparison: Path | None,
@@ -76,6 +81,7 @@ def command(
       mc-runtime generate ./bundle "a lake" --negative-prompt "boats" --steps 20 --guidance 4.5 --size 512x768
       mc-runtime generate ./bundle "make it night" --image day.jpg -o night.png --comparison both.gif
       mc-runtime generate ./bundle "a boat sails away" --frames 49 --fps 24 -o boat.mp4
+      mc-runtime generate ./bundle "a lake" --lora ./watercolour.safetensors:0.8 -o lake.png
       mc-runtime generate ./bundle "a lake" --json | jq .timings
       mc-runtime generate ./bundle "a secret" -o out.png --no-metadata
     """
@@ -94,6 +100,7 @@ def command(
     if runtime.fell_back is not None:
         click.echo(f"running the bundle's {request['fallback']} engines: {runtime.fell_back}", err=True)
     manifest = runtime.manifest
+    scales = {runtime.load_lora(file, f"{index}: {file.name}"): scale for index, (file, scale) in enumerate(loras)}
     if canvas_map is not None and manifest.canvas is None:
         raise RequestError(f"{bundle}: a stock pipeline draws no canvas; leave --canvas-map out")
     media = options.media_of(request)
@@ -120,10 +127,13 @@ def command(
             true_cfg_scale=true_cfg,
             size=request["size"],
             seed=request["seed"],
+            lora=scales,
             on_step=on_step,
             **media,
         )
     story = _story(runtime.bundle, prompt, negative_prompt, result, {**request, "true_cfg": true_cfg})
+    if loras:
+        story["lora"] = {file.name: scale for file, scale in loras}
     write_outputs(result, outputs, None if no_metadata else story, _opened(given) if comparison else None)
     if as_json:
         print_json(_report(path, story, result, outputs))

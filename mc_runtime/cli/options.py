@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     SizeType = click.ParamType[tuple[int, int]]
     EngineType = click.ParamType[EngineChoice]
     TargetType = click.ParamType[tuple[str, str]]
+    LoraType = click.ParamType[tuple[Path, float]]
 else:  # generic only in the newest releases of click
-    SizeType = EngineType = TargetType = click.ParamType
+    SizeType = EngineType = TargetType = LoraType = click.ParamType
 
 
 class Size(SizeType):
@@ -82,6 +83,19 @@ class TargetOption(TargetType):
             if given not in known:
                 self.fail(f"{given!r} is no {what}: take one of {', '.join(known)}.", param, ctx)
         return found
+
+
+class Lora(LoraType):
+    """`PATH` or `PATH:SCALE` -> (path, scale), the scale being 1 where none is said."""
+
+    name = "PATH[:SCALE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Path, float]:
+        """Parse `style.safetensors:0.8`."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(.+):(-?\d+(?:\.\d+)?)", str(value))
+        return (Path(match[1]), float(match[2])) if match else (Path(str(value)), 1.0)
 
 
 #: A path given as text; whether it can be read or written is found out, and said, by who does it.

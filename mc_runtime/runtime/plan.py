@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.errors import RequestError
+from mc_runtime.lora import PLAIN, ActiveLora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +52,7 @@ class Plan:
         bundle: digest of the bundle that made it; another bundle cannot render it.
         task: what was asked for.
         inputs: the task's own arguments, such as pictures, as they were given.
+        lora: the adapters it was made with, and is rendered with.
     """
 
     prompt: str
@@ -60,6 +62,7 @@ class Plan:
     bundle: str
     task: str = "text-to-image"
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    lora: ActiveLora = PLAIN
 
     def canvas_map(self) -> Image.Image:
         """The layout as a picture: the first three principal components of the canvas as red, green and blue.

@@ -17,6 +17,7 @@ from mc_runtime.bundle.manifest import Component
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
 from mc_runtime.errors import BundleError
+from mc_runtime.lora import PLAIN, ActiveLora
 from mc_runtime.prompting.pixels import Media
 from mc_runtime.prompting.positions import Grid, canvas_positions
 from mc_runtime.prompting.tokenizer import Encoded, Prompter
@@ -33,7 +34,7 @@ class EncodedPrompt:
 
     `context` is of the model whose rows become the context, None where a picture's embedding does; `is_empty_negative` may be
     served by the stored plan; `seen` are the pictures and clips that the planner reads with it; `picture` f32 `[h, w, 3]` is
-    what the image encoder embeds.
+    what the image encoder embeds; `lora` are the adapters that the engines run with.
     """
 
     by_engine: Mapping[Component, tuple[Encoded, ...]]
@@ -41,6 +42,7 @@ class EncodedPrompt:
     is_empty_negative: bool
     seen: tuple[Seen, ...] = ()
     picture: Array | None = None
+    lora: ActiveLora = PLAIN
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ class Planning:
         self._cache = ContentCache(CACHE_BYTES)
 
     def components(self, texts: Iterable[EncodedPrompt]) -> tuple[Component, ...]:
-        """The engines that plans of these texts need."""
+        """The engines that plans of these texts, all with the same adapters, need."""
+        texts = list(texts)
         vision = ("vision",) if any(text.seen for text in texts) else ()
         encoder = ("image_encoder",) if self._bundle.manifest.conditioning == "image_encoder" else ()
-        return (*vision, *encoder, *self._prompters)
+        return (*vision, *(texts[0].lora.engine(name) for name in (*encoder, *self._prompters)))
 
     def look(self, media: Sequence[Media]) -> tuple[Seen, ...]:
         """Pictures and clips, resized and counted, for `encode`; none where there is no planner that sees.
@@ -90,7 +93,13 @@ class Planning:
         return look_at(media, spec.vision) if spec and spec.vision else ()
 
     def encode(
-        self, text: str, *, negative: bool = False, seen: Sequence[Seen] = (), picture: Array | None = None
+        self,
+        text: str,
+        *,
+        negative: bool = False,
+        seen: Sequence[Seen] = (),
+        picture: Array | None = None,
+        lora: ActiveLora = PLAIN,
     ) -> EncodedPrompt:
         """Token ids of a text, for the planner behind what `look` saw. Raises RequestError where it is too long."""
         encoded = {
@@ -102,14 +111,14 @@ class Planning:
         conditioning = self._bundle.manifest.conditioning
         empty = negative and not text and not seen
         if conditioning == "image_encoder":
-            return EncodedPrompt(encoded, None, negative, tuple(seen), picture)
+            return EncodedPrompt(encoded, None, negative, tuple(seen), picture, lora)
         of_context = zip(self._prompters[conditioning], encoded[conditioning], strict=True)
         context = next(found for prompter, found in of_context if prompter.spec.gives_context)
-        return EncodedPrompt(encoded, context, empty, tuple(seen))
+        return EncodedPrompt(encoded, context, empty, tuple(seen), lora=lora)
 
     def rows(self, prompt: EncodedPrompt, size: tuple[int, int]) -> int:
         """How many context rows the branch of this text will have."""
-        stored = self._stored(self.grid(size)) if prompt.is_empty_negative else None
+        stored = self._stored(prompt, self.grid(size))
         if stored is not None:
             return len(stored.context)
         return 1 if prompt.context is None else _last_row(prompt.context)
@@ -123,7 +132,7 @@ class Planning:
         """What the step engine is told of this text, for a picture of (height, width) pixels."""
         manifest = self._bundle.manifest
         grid = self.grid(size)
-        stored = self._stored(grid) if prompt.is_empty_negative else None
+        stored = self._stored(prompt, grid)
         if stored is not None:
             return stored
         zeros = prompt.is_empty_negative and manifest.guidance.zero_negative
@@ -134,7 +143,7 @@ class Planning:
         rows = self.rows(prompt, size)
         if zeros:
             return self._zeros(mask[:rows], canvas)
-        given = self._embedded(prompt.picture, clock) if prompt.context is None else outputs[manifest.conditioning]
+        given = self._embedded(prompt, clock) if prompt.context is None else outputs[manifest.conditioning]
         return Branch(given["context"][:rows], mask[:rows], canvas, given.get("pooled"))
 
     def _zeros(self, mask: NDArray[np.int64], canvas: Array | None) -> Branch:
@@ -148,23 +157,27 @@ class Planning:
             np.zeros(fixed(step, "pooled", 2) or 0, np.float32) if pooled else None,
         )
 
-    def _embedded(self, picture: Array | None, clock: EngineClock) -> dict[str, Array]:
-        """What the image encoder makes of a picture, kept by content."""
+    def _embedded(self, prompt: EncodedPrompt, clock: EngineClock) -> dict[str, Array]:
+        """What the image encoder makes of a prompt's picture, kept by content."""
+        picture, lora = prompt.picture, prompt.lora
         assert picture is not None, "the request's task gives a picture"
-        engine = self._engines.get("image_encoder")
+        engine = self._engines.get(lora.engine("image_encoder"))
         rows = np.repeat(picture[None], fixed(engine.spec, "pixels", 0) or 1, axis=0)
-        key = (self._bundle.digest, "image_encoder", picture.shape, hashlib.sha256(picture.tobytes()).digest())
+        content = (picture.shape, hashlib.sha256(picture.tobytes()).digest())
+        key = (self._bundle.digest, "image_encoder", content, lora.digest if lora.of("image_encoder") else "")
+        inputs = {"pixels": rows, **lora.of("image_encoder")}
 
         def run() -> _Outputs:
-            return _Outputs({name: np.array(array[0]) for name, array in engine.run({"pixels": rows}, clock).items()})
+            return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
 
         outputs: _Outputs = self._cache.get_or_make(key, run)
         return outputs.arrays
 
-    def _stored(self, grid: tuple[int, int, int] | None) -> Branch | None:
-        """The empty prompt's branch from the bundle, where it has one for this grid."""
+    def _stored(self, prompt: EncodedPrompt, grid: tuple[int, int, int] | None) -> Branch | None:
+        """The empty prompt's branch from the bundle, where this is one, and the bundle has one for this grid."""
         name = self._bundle.manifest.empty_plan
-        if name is None:
+        changed = any(prompt.lora.of(component) for component in self._prompters)
+        if name is None or not prompt.is_empty_negative or changed:
             return None
         if self._empty is None:
             self._empty = _empty_plan(self._bundle.file(name), self._bundle.manifest.engines["step"])
@@ -182,15 +195,16 @@ class Planning:
         if component == "planner":
             pictures = tuple(one.digest for one in prompt.seen)
             content = (content, grid, encoded[0].position_ids.tobytes(), pictures)
-        key = (self._bundle.digest, component, content)
+        lora = prompt.lora.digest if prompt.lora.of(component) else ""
+        key = (self._bundle.digest, component, content, lora)
         outputs: _Outputs = self._cache.get_or_make(key, lambda: self._run(component, prompt, grid, clock))
         return outputs.arrays
 
     def _run(
         self, component: Component, prompt: EncodedPrompt, grid: tuple[int, int, int] | None, clock: EngineClock
     ) -> _Outputs:
-        engine = self._engines.get(component)
-        inputs = _inputs(engine, prompt.by_engine[component], grid)
+        engine = self._engines.get(prompt.lora.engine(component))
+        inputs = _inputs(engine, prompt.by_engine[component], grid) | dict(prompt.lora.of(component))
         rows = engine.spec.input("vision")
         if rows is not None:
             width = rows.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mc_runtime.backends.base import Shapes
 from mc_runtime.bundle.store import Bundle
 from mc_runtime.errors import BundleError
+from mc_runtime.lora import PLAIN, ActiveLora
 from mc_runtime.runtime.batch import step_batch, step_shapes
 from mc_runtime.runtime.conditions import Conditions
 from mc_runtime.runtime.decoding import Decoding
@@ -35,18 +37,18 @@ class Rendering:
         self._decoding = Decoding(bundle.manifest, engines)
 
     def render(self, request: Request, plans: tuple[Plan, ...], work: Work) -> Result:
-        """All pictures, or videos, of a request; `plans` has one a prompt."""
+        """All pictures, or videos, of a request; `plans` has one a prompt, all made with the same adapters."""
         owners = [plan for plan in plans for _ in range(request.num_images)]
-        schedule = self._schedule(request)
+        schedule, lora = self._schedule(request), plans[0].lora
         size = self._manifest.max_batch
         batches = [range(start, min(start + size, len(owners))) for start in range(0, len(owners), size)]
         work.expect(len(batches) * len(schedule))
         latents, pictures = [], []
         for batch in batches:
             of_batch = [owners[index] for index in batch]
-            shapes = self.shapes(request, longest(of_batch, request), len(batch))
+            shapes = self.shapes(request, longest(of_batch, request), len(batch), lora=lora)
             self.wait_for(self._conditions.components, work)
-            self.wait_for(["step"], work, shapes)
+            self.wait_for([lora.engine("step")], work, shapes)
             made = self._denoised(request, of_batch, batch, schedule, work)
             latents.append(made)
             if request.output == "images":
@@ -55,11 +57,14 @@ class Rendering:
         images, clips = self._decoding.sorted(pictures)
         return Result(images, np.concatenate(latents), request.seeds, work.timings(), plans, clips)
 
-    def shapes(self, request: Request, longest: int, images: int | None = None) -> dict[str, Shapes]:
+    def shapes(
+        self, request: Request, longest: int, images: int | None = None, *, lora: ActiveLora = PLAIN
+    ) -> dict[str, Shapes]:
         """The engines that follow the plan, with the shapes of a batch of images (the first one, if not said)."""
         canvas = self._manifest.canvas
+        engine = lora.engine("step")
         step = step_shapes(
-            self._manifest.engines["step"],
+            self._manifest.engines[engine],
             images=images or min(self._manifest.max_batch, len(request.seeds)),
             branches=len(request.branch_weights),
             longest=longest,
@@ -67,7 +72,7 @@ class Rendering:
             grid=canvas.grid_for(request.size) if canvas else None,
             conditions=self._conditions.shapes(request),
         )
-        return {"step": step} | (self._decoding.shapes(request) if request.output == "images" else {})
+        return {engine: step} | (self._decoding.shapes(request) if request.output == "images" else {})
 
     def wait_for(self, components: Iterable[str], work: Work, shapes: Mapping[str, Shapes] | None = None) -> None:
         """Count what is left of loading these engines as loading, not as the stage that needs them."""
@@ -85,7 +90,8 @@ class Rendering:
     def _denoised(
         self, request: Request, plans: Sequence[Plan], batch: range, schedule: Schedule, work: Work
     ) -> NDArray[np.float32]:
-        step = self._engines.get("step")
+        lora = plans[0].lora
+        step = self._engines.get(lora.engine("step"))
         weights = request.branch_weights
         branches = [plan.branches[: len(weights)] for plan in plans]
         conditions = {}
@@ -94,7 +100,9 @@ class Rendering:
                 conditions = self._conditions.of_batch(request, branches, request.seeds[batch.start : batch.stop], work)
         with work.stopwatch.stage("denoise"):
             noise = _noise(request, batch) * np.float32(schedule.init_noise_sigma)
-            return denoise(step, step_batch(step.spec, noise, branches, weights, conditions), schedule, work.clock, work)
+            inputs = step_batch(step.spec, noise, branches, weights, conditions)
+            inputs = replace(inputs, constant={**inputs.constant, **lora.of("step")})
+            return denoise(step, inputs, schedule, work.clock, work)
 
     def _schedule(self, request: Request) -> Schedule:
         patch = self._manifest.latents.patch

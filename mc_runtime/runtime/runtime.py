@@ -15,6 +15,8 @@ from mc_runtime.backends.base import Settings
 from mc_runtime.bundle.manifest import Component, Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError, shown
+from mc_runtime.lora import PLAIN, ActiveLora
+from mc_runtime.lora.shelf import LoraChoice, LoraShelf
 from mc_runtime.runtime.engines import Engines
 from mc_runtime.runtime.fallback import runnable
 from mc_runtime.runtime.plan import Plan
@@ -36,6 +38,7 @@ class Runtime:
         self._engines = engines
         #: Why the bundle's own engines do not run here, where those of its fallback do instead; else None.
         self.fell_back = fell_back
+        self._loras = LoraShelf(bundle.manifest)
 
     @classmethod
     def load(
@@ -94,6 +97,30 @@ class Runtime:
         for component, known in shapes.items():
             self._engines.get(component).engine.prepare(known)
 
+    def load_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Read a LoRA for requests to name; nothing is rebuilt. One of that name is replaced.
+
+        Args:
+            path: what diffusers' `save_lora_weights` wrote, or PEFT's folder for the planner; see `mc_runtime.lora`.
+            name: how requests call it; the file's own name by default.
+
+        Returns:
+            Its name.
+
+        Raises:
+            RequestError: it cannot be read, or does not fit this bundle.
+        """
+        return self._loras.load(path, name)
+
+    def unload_lora(self, name: str) -> None:
+        """Forget a LoRA. Raises RequestError where none of that name is loaded."""
+        self._loras.unload(name)
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The names of the LoRAs that are loaded."""
+        return self._loras.names
+
     def forget_plans(self) -> None:
         """Empty the cache of plans, so that the next request is planned anew; a benchmark wants that."""
         self._planning.forget()
@@ -105,6 +132,7 @@ class Runtime:
         size: tuple[int, int] | None = None,
         *,
         task: str | None = None,
+        lora: LoraChoice = (),
         **media: Any,
     ) -> Plan:
         """Read a prompt and draw its layout, for a picture of `size` (height, width) or the bundle's default.
@@ -113,6 +141,7 @@ class Runtime:
             prompt, negative_prompt: one text each.
             size: in pixels.
             task: one of the bundle's; guessed from what is given.
+            lora: adapters, as in `generate`; renders of the plan have them too.
             media: what the task takes: `image`, `video`, `frames`, `fps` and so on, as in `generate`.
 
         Raises:
@@ -127,7 +156,7 @@ class Runtime:
             self.manifest, task, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance,
             true_cfg_scale=true_scale, **media,
         )  # fmt: skip
-        encoded = self._encode(request)
+        encoded = self._encode(request, self._loras.active(lora))
         self._engines.start(dict.fromkeys(self._needed(encoded)))
         return self._plans(request, encoded, Work(), media)[0]
 
@@ -167,7 +196,8 @@ class Runtime:
         )
         work = Work(on_step, cancel)
         self._engines.start(
-            dict.fromkeys(self._rendering.components) | self._rendering.shapes(request, longest([plan], request))
+            dict.fromkeys(self._rendering.components)
+            | self._rendering.shapes(request, longest([plan], request), lora=plan.lora)
         )
         return self._rendering.render(request, (plan,), work)
 
@@ -185,6 +215,7 @@ class Runtime:
         seed: int | Sequence[int] = 0,
         latents: NDArray[Any] | None = None,
         output: str = "images",
+        lora: LoraChoice = (),
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
         **media: Any,
@@ -204,6 +235,7 @@ class Runtime:
                 seed only, not on what it is made together with.
             latents: unit noise f32 `[images, C, (T,) H, W]` in place of the seeds'.
             output: `images`, or `latents` for the denoised latents alone.
+            lora: names of adapters that `load_lora` read, or a mapping of names to scales; their changes add up.
             on_step: called with a `Step` after every denoising step.
             cancel: an event or a function; asked before every step.
             media: what the task takes (`mc_runtime.tasks`): `image` (a path, a Pillow image, an array, or a list of them),
@@ -231,12 +263,13 @@ class Runtime:
                 output=output,
                 **media,
             )
-            encoded = self._encode(request)
-            shapes = self._rendering.shapes(request, self._rows(request, encoded))
+            active = self._loras.active(lora)
+            encoded = self._encode(request, active)
+            shapes = self._rendering.shapes(request, self._rows(request, encoded), lora=active)
         self._engines.start(dict.fromkeys((*self._needed(encoded), *self._rendering.components)) | shapes)
         return self._rendering.render(request, self._plans(request, encoded, work, media), work)
 
-    def _encode(self, request: Request) -> list[list[EncodedPrompt]]:
+    def _encode(self, request: Request, lora: ActiveLora = PLAIN) -> list[list[EncodedPrompt]]:
         """Token ids of every prompt, and of its negative prompt where guidance uses it.
 
         Both come with the request's pictures and clip: guidance leads away from what the negative prompt says of them.
@@ -245,7 +278,7 @@ class Runtime:
         seen = self._planning.look((*request.pictures, *([] if clip is None else [clip])))
         picture = request.pictures[0] if self.manifest.conditioning == "image_encoder" and request.pictures else None
         pixels = None if picture is None else np.asarray(picture, np.float32) / np.float32(255)
-        encode = partial(self._planning.encode, seen=seen, picture=pixels)
+        encode = partial(self._planning.encode, seen=seen, picture=pixels, lora=lora)
         pairs = zip(request.prompts, request.negative_prompts, strict=True)
         if not request.uses_guidance:
             return [[encode(prompt)] for prompt, _ in pairs]
@@ -261,7 +294,8 @@ class Runtime:
             work.stop_if_cancelled()
             with work.stopwatch.stage("plan"):
                 branches = tuple(self._planning.branch(text, request.size, work.clock) for text in texts)
-            plans.append(Plan(prompt, negative, request.size, branches, self.bundle.digest, request.task, dict(media)))
+            lora = texts[0].lora
+            plans.append(Plan(prompt, negative, request.size, branches, self.bundle.digest, request.task, dict(media), lora))
         return tuple(plans)
 
     def _needed(self, encoded: list[list[EncodedPrompt]]) -> tuple[Component, ...]:

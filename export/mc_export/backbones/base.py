@@ -41,6 +41,7 @@ class Backbone(ABC):
         guidance_branches: predictions that guidance weighs at most; 1 where there is no negative prompt.
         embeds_guidance: whether the model takes the guidance scale as an input; a second branch then has a scale of its own.
         guidance_ramp_from: guidance scale of a video's first frame, rising to the request's at the last one; None: one for all.
+        prepares_layers: whether `context_preparation` holds layers of the model's blocks, which a LoRA may adapt.
         scales_encoded: whether it takes encoded pictures in the scale of its latents, or as the autoencoder gives them.
     """
 
@@ -66,6 +67,7 @@ class Backbone(ABC):
     guidance_branches: ClassVar[int] = 2
     embeds_guidance: ClassVar[bool] = False
     guidance_ramp_from: ClassVar[float | None] = None
+    prepares_layers: ClassVar[bool] = True
     scales_encoded: ClassVar[bool] = True
 
     def weighs_branches(self, scale: float) -> bool:

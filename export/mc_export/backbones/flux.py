@@ -42,6 +42,7 @@ class Flux(Backbone):
     config_names_size = False
     guidance_branches = 2
     embeds_guidance = True
+    prepares_layers = False
 
     def refusal(self, config: Any) -> str | None:
         if (config.out_channels or config.in_channels) == config.in_channels:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from mc_export.backbones.fused import FusedLinear
 from mc_runtime.errors import CheckpointError
 
 
@@ -33,16 +34,17 @@ class SanaContext(nn.Module):
         self.projection = model.caption_projection
         self.norm = model.caption_norm
         self.key_norms = nn.ModuleList(attn.norm_k for attn in attentions if attn.norm_k is not None)
-        layers = [layer for attn in attentions for layer in (attn.to_k, attn.to_v)]
-        if any(layer.out_features != self.width for layer in layers):
-            raise CheckpointError(
-                f"the cross-attention is {layers[0].out_features} wide and the model {self.width}; they must be equal"
-            )
-        self.keys_and_values = nn.Linear(layers[0].in_features, len(layers) * self.width, bias=layers[0].bias is not None)
-        with torch.no_grad():
-            self.keys_and_values.weight.copy_(torch.cat([layer.weight for layer in layers]))
-            if layers[0].bias is not None:
-                self.keys_and_values.bias.copy_(torch.cat([layer.bias for layer in layers]))
+        layers = {
+            f"transformer.transformer_blocks.{index}.attn2.{name}": getattr(attn, name)
+            for index, attn in enumerate(attentions)
+            for name in ("to_k", "to_v")
+        }
+        for layer in layers.values():
+            if layer.out_features != self.width:
+                raise CheckpointError(
+                    f"the cross-attention is {layer.out_features} wide and the model {self.width}; they must be equal"
+                )
+        self.keys_and_values = FusedLinear(layers)
         self.requires_grad_(False).eval()
 
     def forward(self, context: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from mc_export.backbones.fused import FusedLinear
 from mc_runtime.errors import CheckpointError
 
 MASK_BIAS = -10000.0  # what diffusers' UNets add to the scores of rows that do not count
@@ -108,10 +108,14 @@ class UNetContext(nn.Module):
         for attention in attentions:
             if attention.norm_cross or attention.norm_k is not None or attention.to_k.bias is not None:
                 raise CheckpointError("unet: cross-attention with biases or norms of keys is not supported")
-        layers = [layer for attention in attentions for layer in (attention.to_k, attention.to_v)]
-        self.keys_and_values = nn.Linear(layers[0].in_features, prepared_width(model), bias=False)
-        with torch.no_grad():
-            self.keys_and_values.weight.copy_(torch.cat([layer.weight for layer in layers]))
+        names = {id(module): name for name, module in model.named_modules()}
+        self.keys_and_values = FusedLinear(
+            {
+                f"unet.{names[id(attention)]}.{name}": getattr(attention, name)
+                for attention in attentions
+                for name in ("to_k", "to_v")
+            }
+        )
         self.requires_grad_(False).eval()
 
     def forward(self, context: Tensor) -> Tensor:

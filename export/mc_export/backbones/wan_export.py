@@ -20,6 +20,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import Tensor, nn
 
+from mc_export.backbones.fused import FusedLinear
+
 MASK_BIAS = -10000.0
 
 
@@ -69,14 +71,15 @@ class WanContext(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         attentions = [block.attn2 for block in model.blocks]
-        layers = [layer for attn in attentions for layer in (attn.to_k, attn.to_v)]
-        self.width = layers[0].out_features
+        layers = {
+            f"transformer.blocks.{index}.attn2.{name}": getattr(attn, name)
+            for index, attn in enumerate(attentions)
+            for name in ("to_k", "to_v")
+        }
+        self.width = attentions[0].to_k.out_features
         self.text_embedder = model.condition_embedder.text_embedder
         self.key_norms = nn.ModuleList(attn.norm_k for attn in attentions)
-        self.keys_and_values = nn.Linear(layers[0].in_features, len(layers) * self.width)
-        with torch.no_grad():
-            self.keys_and_values.weight.copy_(torch.cat([layer.weight for layer in layers]))
-            self.keys_and_values.bias.copy_(torch.cat([layer.bias for layer in layers]))
+        self.keys_and_values = FusedLinear(layers)
         self.requires_grad_(False).eval()
 
     def forward(self, context: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from mc_export.build.parts import Part
 from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.build.progress import State, StateClock
 from mc_export.build.verify import held_out_feeds, verify_engine
+from mc_export.lora import AdaptedProgram
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
 from mc_export.lower.tensorrt import builds_plans
 from mc_runtime.bundle.decode import decode, encode
@@ -58,6 +59,7 @@ def make_engine(
         spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, graph_key=graph_key)
         return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
     program = part.make()
+    groups = program.groups if isinstance(program, AdaptedProgram) else ()
     calibration: Calibration = []
     if takes_programs(choice.target):
         enter(State.LOWERING)
@@ -81,6 +83,7 @@ def make_engine(
         inputs=program.inputs,
         outputs=program.outputs,
         options=options,
+        lora=groups,
     )
     enter(State.VERIFYING)
     shapes = [program.example_extents, *program.check_extents()]

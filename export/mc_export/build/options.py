@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mc_runtime.backends.registry import runs_on_gpu
+from mc_runtime.bundle.engines import LORA_SUFFIX
 from mc_runtime.bundle.manifest import Component, Precision
 from mc_runtime.errors import RequestError
 
@@ -19,6 +20,8 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
     "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
 }
+
+_MAX_LORA_RANK = 512
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class BuildOptions:
         max_steps: the largest step count to serve.
         compute_capabilities: of the GPUs that `tensorrt-rtx` builds for, such as `8.9`; none for Ampere and later.
         fallback: target and precision of a second set of engines, on a CPU, for machines that cannot run the first.
+        lora_rank: the largest rank of a request's LoRAs together; 0 for a bundle that takes none.
         force: build every engine again, whatever the cache has.
 
     Raises:
@@ -74,6 +78,7 @@ class BuildOptions:
     max_steps: int = 100
     compute_capabilities: tuple[str, ...] = ()
     fallback: EngineChoice | None = None
+    lora_rank: int = 0
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -89,10 +94,17 @@ class BuildOptions:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise RequestError(f"compute capability {capability!r}: expected one such as 8.9")
+        if not 0 <= self.lora_rank <= _MAX_LORA_RANK:
+            raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
         for height, width in self.sizes:
             if height < 1 or width < 1:
                 raise RequestError(f"size {height}x{width}: height and width must be positive")
 
     def choice(self, component: Component) -> EngineChoice:
-        """Target and precision of one component; both engines of a clip's chunks have one, since they share their caches."""
-        return self.engines.get(component.removesuffix("_next")) or EngineChoice(self.target, self.precision)
+        """Target and precision of one component.
+
+        Both engines of a clip's chunks have one, since they share their caches; an engine that takes LoRAs has that of the one
+        it stands in for.
+        """
+        named = component.removesuffix("_next").removesuffix(LORA_SUFFIX)
+        return self.engines.get(named) or EngineChoice(self.target, self.precision)

@@ -12,6 +12,7 @@ from mc_export.build.options import BuildOptions
 from mc_export.checkpoint import layout
 from mc_export.checkpoint.hashing import sha256_of_files
 from mc_export.checkpoint.load import Checkpoint
+from mc_export.lora import AdaptedProgram
 from mc_export.model.config import METACANVAS_FILE
 from mc_export.program.base import Program
 from mc_export.program.image_encoder import ImageEncoderProgram
@@ -19,6 +20,7 @@ from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_export.program.vision import VisionProgram
+from mc_runtime.bundle.engines import LORA_SUFFIX
 from mc_runtime.bundle.manifest import ENCODED_SOURCES, Component, Frames, PromptingSet, Sizes
 from mc_runtime.errors import CheckpointError, RequestError
 
@@ -215,10 +217,31 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         if absent.get(component):
             there = ", ".join(part.component for part in parts if not absent.get(part.component))
             raise RequestError(f"--engine {component}: this checkpoint has no such engine; it has {there}")
-    return [part for part in parts if not absent.get(part.component)]
+    parts = [part for part in parts if not absent.get(part.component)]
+    if not options.lora_rank:
+        return parts
+    read = {checkpoint.conditioning} if adapter.prepares_layers else set()
+    return parts + [_adapted(part, options) for part in parts if part.component in {"planner", "step"} | read]
 
 
-def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[str, str]) -> dict[str, Any]:
+def _adapted(part: Part, options: BuildOptions) -> Part:
+    """The same engine with LoRAs among its inputs.
+
+    Raises:
+        RequestError: it is to be quantized.
+    """
+    choice = options.choice(part.component)
+    if choice.is_quantized:
+        raise RequestError(
+            f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in {choice.precision}; "
+            f"say --engine {part.component}={choice.target}:fp32, or leave --lora-rank out"
+        )
+    return Part(part.component + LORA_SUFFIX, part.sources, lambda: AdaptedProgram(part.make(), options.lora_rank))
+
+
+def facts_of(
+    part: Part, checkpoint: Checkpoint, limits: Limits, options: BuildOptions, hashes: dict[str, str]
+) -> dict[str, Any]:
     """Everything of the checkpoint and the options that decides what a part's engine is, but for target and precision.
 
     `hashes` keeps what was hashed, from one part to the next.
@@ -229,7 +252,7 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             hashes[source] = sha256_of_files(checkpoint.path, files)
     reach = asdict(limits)
-    if part.component != "step":
+    if part.component.removesuffix(LORA_SUFFIX) != "step":
         del reach["order"]  # another scheduler rebuilds the step alone
     if part.component == "vision":
         reach = {"vision_tokens": limits.vision_tokens}
@@ -239,4 +262,5 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
         "weights": {source: hashes[source] for source in part.sources},
         "limits": reach,
         "conditioning": checkpoint.conditioning,
+        "lora_rank": options.lora_rank if part.component.endswith(LORA_SUFFIX) else 0,
     }

@@ -47,7 +47,7 @@ class Planner(nn.Module):
         super().__init__()
         self.qwen = qwen
         self.canvas_tokens = canvas_tokens
-        self.rows = rows
+        self.rows = rows or CanvasRows()
 
     def see(self, patches: Tensor, grid_thw: Tensor) -> Tensor:
         """The embeddings ``[n, D]`` of pictures or clips by transformers' own vision tower.
@@ -85,8 +85,7 @@ class Planner(nn.Module):
             seen = vision[vision_index.clamp(min=0)].to(embeddings.dtype)
             embeddings = torch.where((vision_index >= 0)[..., None], seen, embeddings)
         canvas = self.canvas_tokens((t, h, w)).flatten(0, 2).to(embeddings.dtype)
-        if self.rows is not None:
-            self.rows.start = length
+        self.rows.start = length
         states = self.qwen.language_model(
             inputs_embeds=torch.cat([embeddings, canvas[None].expand(batch, -1, -1)], dim=1),
             attention_mask={"full_attention": causal_mask(attention_mask, t * h * w)},

@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.bundle.manifest import Tensor
+
+if TYPE_CHECKING:
+    from mc_export.model.lora import CanvasRows
 
 Extents = Mapping[str, int]
 """Dynamic dimension to its size."""
@@ -48,12 +53,18 @@ class Program(nn.Module, ABC):
         inputs: names, dtypes and shapes; a string dimension is dynamic: one of `axes`, or a multiple of one, such as `8*H`.
         outputs: the same; their dynamic dimensions may also have names of their own.
         axes: the dynamic dimensions.
+        adaptable: submodules whose blocks a LoRA may adapt, and what checkpoints call them (see `mc_export.lora.layers`).
     """
 
     component: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     axes: dict[str, Axis]
+    adaptable: Mapping[str, str] = MappingProxyType({})
+
+    def adapted_rows(self, path: str) -> CanvasRows | None:
+        """Where the rows begin that a LoRA of the layer at `path` acts on; None for all."""
+        return None
 
     @abstractmethod
     def example(self, extents: Extents, seed: int = 0) -> dict[str, torch.Tensor]:

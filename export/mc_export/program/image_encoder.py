@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class ImageEncoderProgram(Program):
     """
 
     component = "image_encoder"
+    adaptable = MappingProxyType({"context": ""})
 
     def __init__(
         self,

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mc_export.model.canvas_model import CanvasModel
+from mc_export.model.lora import CanvasRows
 from mc_export.model.planner import Planner
 from mc_export.program.base import Axis, Extents, Program, float_tensor, int_tensor, right_padded_mask
+
+_LANGUAGE_MODEL = "planner.qwen.language_model"
 
 
 class PlannerProgram(Program):
@@ -53,6 +56,7 @@ class PlannerProgram(Program):
         self.context_connector = canvas.context_connector
         self.pooled_connector = canvas.pooled_connector
         self.context = context
+        self.adaptable = {_LANGUAGE_MODEL: "planner.language_model"} | ({} if context is None else {"context": ""})
         self.keyframes = keyframes
         dim = planner.qwen.language_model.embed_tokens.embedding_dim
         self.sight = dim if max_vision else 0
@@ -97,6 +101,10 @@ class PlannerProgram(Program):
         if self.pooled_connector is None:
             return canvas, context
         return canvas, context, self.pooled_connector.of_rows(states.context, attention_mask)
+
+    def adapted_rows(self, path: str) -> CanvasRows | None:
+        """The planner's LoRA acts on the canvas alone (paper, section 3.1)."""
+        return self.planner.rows if path.startswith(_LANGUAGE_MODEL) else None
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:
         """Random ids in rows of different lengths, some of them vision rows; positions count up, the canvas's follow them."""

@@ -72,6 +72,7 @@ class StepProgram(Program):
         )
         self.backbone = backbone
         self.update = guided_update
+        self.adaptable = {"backbone.model": adapter.component}
         self.order = order
         self.conditions = adapter.conditions(config)
         latent: tuple[int | str, ...] = ("B", adapter.latent_channels(config), *adapter.latent_axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class TextEncoderProgram(Program):
     """
 
     component = "text_encoder"
+    adaptable = MappingProxyType({"context": ""})
 
     def __init__(
         self,
