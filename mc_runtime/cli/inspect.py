@@ -72,10 +72,19 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "sampler": f"{manifest.sampler.scheduler}, {manifest.steps.default} steps by default, at most {manifest.steps.max}",
         "guidance": f"{manifest.guidance.default:g} by default, {manifest.guidance.branches} branches",
         "max batch": str(manifest.max_batch),
+        "LoRAs": _lora_line(manifest),
         "made for": " ".join((manifest.machine.arch, manifest.machine.os, *manifest.machine.features)),
         "built": f"{manifest.created} with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.versions.items())),
         "on disk": size_of(sum(file.bytes for file in manifest.files.values())),
     }
+
+
+def _lora_line(manifest: Manifest) -> str:
+    groups = [group for engine in manifest.engines.values() for group in engine.lora]
+    if not groups:
+        return "none"
+    layers = sum(len(group.layers) for group in groups)
+    return f"up to rank {min(group.rank for group in groups)}, of {layers} layers"
 
 
 def _engine_lines(manifest: Manifest, engines: Mapping[str, Engine]) -> list[str]:

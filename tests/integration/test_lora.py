@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mc_export.build import BuildOptions, build_bundle
 from mc_runtime import Runtime
+from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import RequestError
 from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
 
@@ -196,3 +197,15 @@ def test_a_planners_adapter_acts_as_the_checkpoints_own(tmp_path: Path) -> None:
     assert np.abs(found.canvas - expected.canvas).max() < 1e-4 * np.abs(expected.canvas).max()
     assert np.abs(without.canvas - expected.canvas).max() > 1e-2 * np.abs(expected.canvas).max()
     assert np.array_equal(found.context, without.context)  # the instruction's rows are not adapted
+
+
+def test_builds_that_cannot_take_adapters_say_so(tmp_path: Path) -> None:
+    checkpoint = tiny_stock_sana(tmp_path / "checkpoint")
+    with pytest.raises(RequestError, match="step=onnxruntime:fp32"):
+        build_bundle(checkpoint, tmp_path / "bundle", BuildOptions(precision=Precision.INT8, lora_rank=4))
+    with pytest.raises(RequestError, match="lora_rank must be"):
+        BuildOptions(lora_rank=-1)
+    plain = build_bundle(checkpoint, tmp_path / "plain", BuildOptions(max_steps=STEPS))
+    save_file({f"transformer.a.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}, tmp_path / "any.safetensors")
+    with pytest.raises(RequestError, match="takes no LoRA; build the bundle again with `mc-runtime build … --lora-rank 2`"):
+        Runtime.load(plain.path).load_lora(tmp_path / "any.safetensors")

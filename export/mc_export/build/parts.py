@@ -31,6 +31,8 @@ _LONGEST = 2
 _LEAST_LARGEST = 64
 # One token is a size the exporter would take for a constant.
 _SMALLEST = 2
+# Targets whose kernels put merged projections in the place of single layers.
+_WITHOUT_LORA = frozenset({"inductor-cuda"})
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,11 @@ def _adapted(part: Part, options: BuildOptions) -> Part:
     """The same engine with LoRAs among its inputs.
 
     Raises:
-        RequestError: it is to be quantized.
+        RequestError: it is to be quantized, or for a target whose kernels merge the layers that a LoRA would change.
     """
     choice = options.choice(part.component)
+    if choice.target in _WITHOUT_LORA:
+        raise RequestError(f"--lora-rank: {choice.target} merges layers that a LoRA changes one by one; take another target")
     if choice.is_quantized:
         raise RequestError(
             f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in {choice.precision}; "
