@@ -29,7 +29,7 @@ _OTHER_ARITHMETIC = (
     "use_qalora",
     "trainable_token_indices",
 )
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +133,11 @@ def _array(entry: Mapping[str, Any], where: str) -> NDArray[np.float32]:
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise RequestError(f"{where} is {entry['dtype']}; save the LoRA in F32, F16 or BF16")
-    raw = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    raw: NDArray[Any] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    widened: NDArray[np.float32] = raw.astype(np.float32)
     if entry["dtype"] == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32)
+        widened = (raw.astype(np.uint32) << 16).view(np.float32)
+    return widened
 
 
 def _sides(tensors: Mapping[str, NDArray[np.float32]], file: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
