@@ -17,6 +17,7 @@ import torch
 from mc_export.build import BuildOptions, build_bundle
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
+from mc_export.lora import AdaptedProgram
 from mc_export.program.base import Program
 from mc_runtime import Runtime
 from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend
@@ -74,22 +75,22 @@ def _program_engine(part: Part, choice: EngineChoice, directory: Path, *_: Any) 
     file.write_text(key, encoding="utf-8")
     spec = EngineSpec(
         target="onnxruntime", precision=Precision.FP32, files=(file.name,), inputs=program.inputs, outputs=program.outputs,
-        error=MeasuredError(max_abs=0.0, relative_l2=0.0),
+        error=MeasuredError(max_abs=0.0, relative_l2=0.0), lora=program.groups if isinstance(program, AdaptedProgram) else (),
     )  # fmt: skip
     return {"engine": encode(spec), "seconds": 0.0}
 
 
 @contextmanager
-def programs_as_engines(cache: Path) -> Iterator[Callable[[Path, Path], Runtime]]:
-    """`build(checkpoint, folder)` in this context, where its runtimes work; `cache` is apart from that of other builds."""
+def programs_as_engines(cache: Path) -> Iterator[Callable[..., Runtime]]:
+    """`build(checkpoint, folder, **options)` in this context, where its runtimes work; `cache` is of no other build."""
     with (
         mock.patch.dict("os.environ", MC_RUNTIME_CACHE=str(cache)),
-        mock.patch("mc_export.build.build.make_engine", _program_engine),
+        mock.patch("mc_export.build.placing.make_engine", _program_engine),
         mock.patch("mc_runtime.runtime.engines.create_backend", lambda _, settings: _ProgramBackend(settings)),
     ):
 
-        def build(checkpoint: Path, folder: Path) -> Runtime:
-            build_bundle(checkpoint, folder, BuildOptions(max_steps=4, max_batch=2))
+        def build(checkpoint: Path, folder: Path, **options: Any) -> Runtime:
+            build_bundle(checkpoint, folder, BuildOptions(max_steps=4, max_batch=2, **options))
             return Runtime.load(folder, threads=1)
 
         yield build

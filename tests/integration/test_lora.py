@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +11,32 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SanaPipeline
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from mc_export.build import BuildOptions, build_bundle
+from mc_export.build import BuildOptions
 from mc_runtime import Runtime
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import RequestError
 from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
+from tests.program_bundle import programs_as_engines
+from tests.random_lora import LAYERS, random_lora
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 STEPS = 3
 RANK = 6
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-LAYERS = [f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ATTENTION]
 PROMPTS = ["a red circle", "two green triangles"]
 
 
-def random_lora(pipeline: Any, folder: Path, *, seed: int, rank: int, alpha: float, layers: list[str]) -> Path:
-    """A LoRA as diffusers saves it, with a B that changes something."""
-    generator = torch.Generator().manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
-    pipeline.transformer.add_adapter(config, adapter_name=f"made{seed}")
-    for name, weight in pipeline.transformer.named_parameters():
-        if f"made{seed}" in name:
-            weight.data = torch.randn(weight.shape, generator=generator) * 0.3
-    pipeline.save_lora_weights(
-        folder, transformer_lora_layers=_adapter_state(pipeline.transformer, f"made{seed}"),
-        transformer_lora_adapter_metadata={**config.to_dict(), "target_modules": layers},
-    )  # fmt: skip
-    pipeline.transformer.delete_adapters(f"made{seed}")
-    return folder / "pytorch_lora_weights.safetensors"
-
-
-def _adapter_state(model: Any, name: str) -> dict[str, torch.Tensor]:
-    from peft.utils import get_peft_model_state_dict
-
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name)
-    return state
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Runtime]]:
+    """Builds bundles whose engines are programs that were not exported."""
+    with programs_as_engines(tmp_path_factory.mktemp("cache")) as builder:
+        yield builder
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Runtime, dict[str, Path]]:
+def stock(build: Callable[..., Runtime], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Runtime, dict[str, Path]]:
     """diffusers' pipeline, the runtime of the same checkpoint, and two adapters, one of them of the self-attention alone."""
     folder = tmp_path_factory.mktemp("lora")
     checkpoint = tiny_stock_sana(folder / "checkpoint")
@@ -62,8 +46,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Runtime, dict[
         "all": random_lora(pipeline, folder / "all", seed=1, rank=4, alpha=6.0, layers=LAYERS),
         "self": random_lora(pipeline, folder / "self", seed=2, rank=2, alpha=2.0, layers=LAYERS[:2]),
     }
-    report = build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, lora_rank=RANK))
-    runtime = Runtime.load(report.path, threads=1)
+    runtime = build(checkpoint, folder / "bundle", lora_rank=RANK)
     for name, file in files.items():
         runtime.load_lora(file, name)
         pipeline.load_lora_weights(str(file), adapter_name=name)
@@ -129,9 +112,7 @@ def test_wrong_adapters_are_refused(stock: tuple[Any, Runtime, dict[str, Path]],
 
     def doubled(of_a: int, of_b: int) -> dict[str, torch.Tensor]:
         """Every weight twice, along another dimension in A and in B."""
-        return {
-            name: torch.cat([weight, weight], dim=of_a if "lora_A" in name else of_b) for name, weight in weights.items()
-        }
+        return {name: torch.cat([weight, weight], dim=of_a if "lora_A" in name else of_b) for name, weight in weights.items()}
 
     cases = {
         "foreign": ({f"transformer.elsewhere.0.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}, "no layer that"),
@@ -178,15 +159,12 @@ def test_adapters_in_half_precision_are_widened(
         assert np.array_equal(up, weights[f"{layer}.lora_B.weight"].float().numpy() * 2)  # alpha 4 of rank 2
 
 
-def test_a_planners_adapter_acts_as_the_checkpoints_own(tmp_path: Path) -> None:
+def test_a_planners_adapter_acts_as_the_checkpoints_own(build: Callable[..., Runtime], tmp_path: Path) -> None:
     """The same adapter, once in the checkpoint's `planner_lora`, where PEFT's numbers were compared, once beside the bundle."""
     plain = tiny_metacanvas_checkpoint(tmp_path / "plain", seed=3, lora=False)
     adapted = tiny_metacanvas_checkpoint(tmp_path / "adapted", seed=3, lora=True)
-    options = BuildOptions(max_steps=STEPS)
-    own = Runtime.load(build_bundle(adapted, tmp_path / "own", options).path, threads=1)
-    given = Runtime.load(
-        build_bundle(plain, tmp_path / "given", BuildOptions(max_steps=STEPS, lora_rank=RANK)).path, threads=1
-    )
+    own = build(adapted, tmp_path / "own")
+    given = build(plain, tmp_path / "given", lora_rank=RANK)
     name = given.load_lora(adapted / "planner_lora")
     expected = own.plan(PROMPTS[0]).branches[0]
     found = given.plan(PROMPTS[0], lora=name).branches[0]
@@ -199,13 +177,15 @@ def test_a_planners_adapter_acts_as_the_checkpoints_own(tmp_path: Path) -> None:
     assert np.array_equal(found.context, without.context)  # the instruction's rows are not adapted
 
 
-def test_builds_that_cannot_take_adapters_say_so(tmp_path: Path) -> None:
+def test_builds_that_cannot_take_adapters_say_so(build: Callable[..., Runtime], tmp_path: Path) -> None:
     checkpoint = tiny_stock_sana(tmp_path / "checkpoint")
-    with pytest.raises(RequestError, match="step=onnxruntime:fp32"):
-        build_bundle(checkpoint, tmp_path / "bundle", BuildOptions(precision=Precision.INT8, lora_rank=4))
+    with pytest.raises(RequestError, match="text_encoder=onnxruntime:fp32"):
+        build(checkpoint, tmp_path / "bundle", precision=Precision.INT8, lora_rank=4)
+    with pytest.raises(RequestError, match="inductor-cuda merges"):
+        build(checkpoint, tmp_path / "bundle", target="inductor-cuda", lora_rank=4)
     with pytest.raises(RequestError, match="lora_rank must be"):
         BuildOptions(lora_rank=-1)
-    plain = build_bundle(checkpoint, tmp_path / "plain", BuildOptions(max_steps=STEPS))
+    plain = build(checkpoint, tmp_path / "plain")
     save_file({f"transformer.a.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}, tmp_path / "any.safetensors")
     with pytest.raises(RequestError, match="takes no LoRA; build the bundle again with `mc-runtime build … --lora-rank 2`"):
-        Runtime.load(plain.path).load_lora(tmp_path / "any.safetensors")
+        plain.load_lora(tmp_path / "any.safetensors")

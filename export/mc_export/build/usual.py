@@ -5,6 +5,7 @@ from __future__ import annotations
 from mc_export.build.parts import frames_of
 from mc_export.build.plan import PlanWishes
 from mc_export.checkpoint.load import Checkpoint
+from mc_runtime.bundle.engines import LORA_SUFFIX
 from mc_runtime.bundle.manifest import Component, Sizes
 
 _ON_LATENTS = ("step", "vae_decoder", "vae_decoder_next")
@@ -14,6 +15,7 @@ _ON_PIXELS = ("vae_encoder", "vae_encoder_next")
 
 def plan_wishes(component: Component, checkpoint: Checkpoint, sizes: Sizes, capabilities: tuple[str, ...] = ()) -> PlanWishes:
     """What a plan of a component is tuned for: one result of the default size, and the sizes that are the only ones served."""
+    component = component.removesuffix(LORA_SUFFIX)
     usual = {"B": 1, "G": checkpoint.backbone.guidance_branches, **extents_at(component, checkpoint, sizes.default)}
     frames = frames_of(checkpoint)
     if frames is not None:
