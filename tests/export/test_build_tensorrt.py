@@ -20,7 +20,7 @@ from mc_runtime.errors import EngineError
 from tests.factories import tiny_metacanvas_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 PROMPT = "a red circle left of a blue square"
 DECODER = EngineChoice("tensorrt-rtx", Precision.BF16)

@@ -107,9 +107,10 @@ def check_package(make: Callable[[], Program], folder: Path, feeds: list[dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "model", "order"), [
     ("flux-kontext", tiny_flux(5, num_layers=1, num_single_layers=1), 1),
-    pytest.param("wan-clips", tiny_wan(6, clips=True, num_layers=1), 2, marks=pytest.mark.matrix),
+    ("wan-clips", tiny_wan(6, clips=True, num_layers=1), 2),
 ])  # fmt: skip
 def test_a_step_of_one_block_equals_its_module(name: str, model: Any, order: int, tmp_path: Path) -> None:
     program = tiny_step(name, canvas=False, order=order, model=model)
