@@ -86,7 +86,7 @@ def _fill(
     engines: dict[str, Engine] = {}
     spare: dict[str, Engine] = {}
     for part in parts:
-        facts = facts_of(part, checkpoint, limits, options, hashes)
+        facts = facts_of(part, checkpoint, limits, hashes)
         choice = options.choice(part.component)
         engines[part.component] = placing.place(part, facts, choice, ENGINES)
         if options.fallback == choice:

@@ -70,11 +70,13 @@ class Part:
         component: its name.
         sources: folders and files of the checkpoint it is made of.
         make: loads them into the engine's program.
+        lora_rank: of the adapters it takes; 0 where it takes none.
     """
 
     component: Component
     sources: tuple[str, ...]
     make: Callable[[], Program]
+    lora_rank: int = 0
 
 
 def sizes_of(checkpoint: Checkpoint, options: BuildOptions) -> Sizes:
@@ -240,12 +242,11 @@ def _adapted(part: Part, options: BuildOptions) -> Part:
             f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in {choice.precision}; "
             f"say --engine {part.component}={choice.target}:fp32, or leave --lora-rank out"
         )
-    return Part(part.component + LORA_SUFFIX, part.sources, lambda: AdaptedProgram(part.make(), options.lora_rank))
+    rank = options.lora_rank
+    return Part(part.component + LORA_SUFFIX, part.sources, lambda: AdaptedProgram(part.make(), rank), rank)
 
 
-def facts_of(
-    part: Part, checkpoint: Checkpoint, limits: Limits, options: BuildOptions, hashes: dict[str, str]
-) -> dict[str, Any]:
+def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[str, str]) -> dict[str, Any]:
     """Everything of the checkpoint and the options that decides what a part's engine is, but for target and precision.
 
     `hashes` keeps what was hashed, from one part to the next.
@@ -266,5 +267,5 @@ def facts_of(
         "weights": {source: hashes[source] for source in part.sources},
         "limits": reach,
         "conditioning": checkpoint.conditioning,
-        "lora_rank": options.lora_rank if part.component.endswith(LORA_SUFFIX) else 0,
+        "lora_rank": part.lora_rank,
     }
