@@ -21,6 +21,8 @@ VARIANTS: dict[str, tuple[str, Precision, dict[Component, EngineChoice]]] = {
     "inductor bf16": ("inductor", BF16, {}),
     "openvino mixed": ("openvino", INT8, {"vae_decoder": EngineChoice("openvino", BF16)}),
 }
+#: What the backbones beside SANA are timed with.
+SUBJECT_VARIANTS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8")
 QUICK = ("onnxruntime fp32", "openvino bf16")
 
 

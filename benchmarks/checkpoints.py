@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from diffusers import SanaPipeline
 
-from benchmarks import models
+from benchmarks import mid, models
+from mc_export.backbones.registry import backbone_of
 from mc_export.checkpoint.save import save_checkpoint
+from mc_export.model.canvas_connector import randomize_projections
+from mc_export.model.canvas_model import CanvasModel
 from mc_export.reference.prompts import chat_text
 from mc_runtime.cache import cache_root
 
@@ -34,6 +37,11 @@ def work_folder(work: Path | None) -> Path:
 def metacanvas_checkpoint(size: models.Size, work: Path, seed: int = 0) -> Path:
     """The MetaCanvas checkpoint of a size; made at first use."""
     return _made(work / f"{size.name}-metacanvas", lambda folder: _write_metacanvas(size, folder, seed))
+
+
+def subject_checkpoint(subject: mid.Subject, work: Path, seed: int = 0) -> Path:
+    """The MetaCanvas checkpoint of a backbone at mid size; made at first use."""
+    return _made(work / f"mid-{subject.name}", lambda folder: _write_subject(subject, folder, seed))
 
 
 def stock_checkpoint(size: models.Size, work: Path, seed: int = 0) -> Path:
@@ -88,6 +96,26 @@ def _write_metacanvas(size: models.Size, folder: Path, seed: int) -> dict[str, i
     )  # fmt: skip
     parts = {"planner": planner, "backbone": backbone, "autoencoder": autoencoder, "canvas": canvas}
     return {name: models.parameters(part) for name, part in parts.items()}
+
+
+def _write_subject(subject: mid.Subject, folder: Path, seed: int) -> dict[str, int]:
+    parts = subject.parts(seed + 1)
+    adapter = backbone_of(type(parts.backbone).__name__, subject.pipeline)
+    assert adapter is not None
+    config: Any = parts.backbone.config
+    planner = models.random_planner(mid.PLANNER, seed)
+    torch.manual_seed(seed + 3)
+    canvas = CanvasModel(
+        subject.config, mid.PLANNER.width, adapter.width(config), adapter.context_width(config), adapter.pooled_width(config)
+    ).eval()
+    randomize_projections(canvas.canvas_connector, seed + 3)
+    save_checkpoint(
+        folder, subject.config, planner=planner, processors=models.planner_processors(), canvas=canvas,
+        components={subject.component: parts.backbone, "vae": parts.autoencoder, "scheduler": parts.scheduler},
+        pipeline_class=subject.pipeline,
+    )  # fmt: skip
+    of = {"planner": planner, "backbone": parts.backbone, "autoencoder": parts.autoencoder, "canvas": canvas}
+    return {name: models.parameters(part) for name, part in of.items()}
 
 
 def _write_stock(size: models.Size, folder: Path, seed: int) -> dict[str, int]:

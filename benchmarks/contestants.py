@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Drawn(NamedTuple):
-    """Final latents [1, C, H, W] and the picture's pixels, uint8 [h, w, 3]."""
+    """Final latents [1, C, (T,) H, W], and the pixels of the picture, uint8 [h, w, 3], or of all frames [F, h, w, 3]."""
 
     latents: NDArray[np.float32]
     pixels: NDArray[np.uint8]
@@ -78,7 +78,7 @@ class BundleRival(BundleContestant, Rival):
         """Draw once and show it."""
         self.runtime.forget_plans()
         result = self.runtime.generate(self._prompt, **self._arguments)
-        return Drawn(result.latents, np.asarray(result.images[0]))
+        return Drawn(result.latents, result.clips[0].frames if result.clips else np.asarray(result.images[0]))
 
 
 class TorchRival(Rival):
@@ -91,9 +91,7 @@ class TorchRival(Rival):
             self._pipeline.backbone = torch.compile(self._pipeline.backbone)
             self._pipeline.vae.decoder = torch.compile(self._pipeline.vae.decoder)
         self._prompt = request.prompt
-        self._arguments: dict[str, Any] = {
-            "steps": request.steps, "guidance_scale": request.guidance, "seed": request.seed, "size": request.size,
-        }  # fmt: skip
+        self._arguments = request.arguments
 
     def latents(self) -> NDArray[np.float32]:
         """Final latents [1, C, H, W]."""
@@ -102,6 +100,8 @@ class TorchRival(Rival):
     def picture(self) -> Drawn:
         """Draw once and show it."""
         result = self._pipeline.generate(self._prompt, **self._arguments)
+        if result.clips:
+            return Drawn(result.latents, np.round(result.clips[0] * 255).astype(np.uint8))
         return Drawn(result.latents, np.asarray(result.images[0]))
 
     def draw(self) -> dict[str, float]:
@@ -138,6 +138,10 @@ class TimedReference(ReferencePipeline):
     def decode(self, *args: Any, **kwargs: Any) -> list[Image.Image]:
         """Timed as `decode`."""
         return self._timed("decode", super().decode, *args, **kwargs)
+
+    def decode_clips(self, *args: Any, **kwargs: Any) -> list[NDArray[np.float32]]:
+        """Timed as `decode`."""
+        return self._timed("decode", super().decode_clips, *args, **kwargs)
 
     def _timed(self, stage: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         start = time.perf_counter()

@@ -3,6 +3,7 @@
     python -m benchmarks.end_to_end --size mid
     python -m benchmarks.end_to_end --size mid --stock --optimum-python ~/optimum/bin/python
     python -m benchmarks.end_to_end --size demo
+    python -m benchmarks.end_to_end --size mid-wan
 
 Every contestant first draws the same picture from the same noise; how far it is from torch's in fp32 goes into the report.
 Then every round runs each of them once in an order shuffled anew.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import models, report
-from benchmarks.bundles import QUICK, VARIANTS, build_variant, variant_folder
-from benchmarks.checkpoints import long_prompt, metacanvas_checkpoint, stock_checkpoint, work_folder
+from benchmarks import mid, models, report, tiny
+from benchmarks.bundles import QUICK, SUBJECT_VARIANTS, VARIANTS, build_variant, variant_folder
+from benchmarks.checkpoints import long_prompt, metacanvas_checkpoint, stock_checkpoint, subject_checkpoint, work_folder
 from benchmarks.contestants import BundleRival, Drawn, Environment, OptimumRival, Rival, TorchRival, noise_of
 from mc_export.checkpoint import load_checkpoint
 from mc_runtime.bench import BenchRequest, summary_of, time_rounds
@@ -38,6 +38,7 @@ PICTURE_GATE = 5.1
 LEAST_RATIO = {"onnxruntime int8": 1.8, "onnxruntime fp32": 1.05}
 LEAST_BEST_OPENVINO = 4.0
 MOST_HOST_SHARE = 0.02
+SIZES = ("demo", *(f"{size}{name}" for size in ("mid", "tiny") for name in ("", *(f"-{name}" for name in mid.SUBJECTS))))
 #: What the stock pipeline is timed with besides eager torch and optimum-onnx.
 STOCK = ("onnxruntime fp32", "openvino mixed")
 
@@ -63,6 +64,11 @@ class Plan:
         """Of the report's file."""
         return f"{self.size}-stock" if self.stock else self.size
 
+    @property
+    def subject(self) -> mid.Subject | None:
+        """The backbone beside SANA that is timed, if it is one of those."""
+        return mid.SUBJECTS.get(self.size.partition("-")[2])
+
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Build, check, time; the report."""
@@ -82,7 +88,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "checkpoint": plan.name,
         **card,
         "load_after": os.getloadavg()[0],
-        "request": {**asdict(request), "size": list(request.size or ())},
+        "request": request.as_dict(),
         "rounds": plan.rounds,
         "parameters": _parameters(checkpoint),
         "contestants": {rival.name: _entry(rival, rounds, checks) for rival in rivals},
@@ -104,20 +110,27 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
         for name, entry in contestants.items()
         if "host_share" in entry and result["checkpoint"] != "demo"
     ]
+    if subject := mid.SUBJECTS.get(result["checkpoint"].removeprefix("mid-")):
+        return found + _best_bar(contestants, "", subject.least_ratio)
     if result["checkpoint"] != "mid":
         return found
     for name, least in LEAST_RATIO.items():
         if name in contestants:
             found.append(report.bar(f"{name} against {EAGER}", contestants[name]["ratio"], at_least=least))
+    return found + _best_bar(contestants, "openvino", LEAST_BEST_OPENVINO)
+
+
+def _best_bar(contestants: dict[str, Any], target: str, least: float) -> list[dict[str, Any]]:
+    """The fastest bundle of a target (of any, if empty) whose picture passes, against what is wanted of it."""
     passing = {
         name: entry["ratio"]
         for name, entry in contestants.items()
-        if name.startswith("openvino") and entry["check"]["picture_mean_error"] <= PICTURE_GATE
+        if "engines" in entry and name.startswith(target) and entry["check"]["picture_mean_error"] <= PICTURE_GATE
     }
-    if passing:
-        best = max(passing, key=lambda name: passing[name])
-        found.append(report.bar(f"{best} (best openvino) against {EAGER}", passing[best], at_least=LEAST_BEST_OPENVINO))
-    return found
+    if not passing:
+        return []
+    best = max(passing, key=lambda name: passing[name])
+    return [report.bar(f"{best} (best{f' {target}' if target else ''}) against {EAGER}", passing[best], at_least=least)]
 
 
 def _subject(plan: Plan, work: Path) -> tuple[Path, BenchRequest]:
@@ -125,24 +138,21 @@ def _subject(plan: Plan, work: Path) -> tuple[Path, BenchRequest]:
     request = BenchRequest(prompt="a red circle left of a blue square", steps=plan.steps, guidance=4.5, threads=plan.threads)
     if plan.size == "demo":
         checkpoint = report.ROOT / "examples" / "shapes" / "checkpoint"
-    elif plan.size == "tiny":
-        checkpoint = _tiny(plan.stock, work)
+    elif plan.size.startswith("tiny"):
+        checkpoint = tiny.checkpoint(plan.size.partition("-")[2] or "sana", work, stock=plan.stock)
+        request = replace(request, media=tiny.media(plan.subject))
+    elif plan.subject is not None:
+        subject = plan.subject
+        checkpoint = subject_checkpoint(subject, work)
+        steps = min(plan.steps, subject.steps)
+        request = replace(request, prompt=models.WORDS, steps=steps, media=subject.media, size=subject.size)
     else:
         size = models.SIZES[plan.size]
         checkpoint = (stock_checkpoint if plan.stock else metacanvas_checkpoint)(size, work)
         request = replace(request, prompt=long_prompt(size))
     opened = load_checkpoint(checkpoint)
-    height, width = (side * opened.pixels_per_latent for side in opened.backbone.default_latent_size(opened.model_config))
-    return checkpoint, replace(request, size=(height, width))
-
-
-def _tiny(stock: bool, work: Path) -> Path:
-    """A checkpoint of the tests, a second's work: it proves that this script runs."""
-    from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
-
-    folder = Path(tempfile.mkdtemp(dir=work)) / f"tiny-{'stock' if stock else 'metacanvas'}"
-    scheduler = models.scheduler()
-    return tiny_stock_sana(folder, scheduler=scheduler) if stock else tiny_metacanvas_checkpoint(folder)
+    guidance = request.guidance if opened.backbone.name == "sana" else opened.defaults.guidance_scale
+    return checkpoint, replace(request, size=request.size or opened.default_size, guidance=guidance)
 
 
 def _contestants(
@@ -241,7 +251,7 @@ def _wait(file: Path | None) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["demo", "mid", "tiny"], default="mid")
+    parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--stock", action="store_true", help="the stock SanaPipeline of the size, without a canvas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -262,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )  # fmt: skip
     if arguments.stock:
         plan = replace(plan, variants=STOCK, torch=("eager fp32",))
+    if plan.subject is not None:
+        plan = replace(plan, variants=SUBJECT_VARIANTS, torch=("eager fp32", "eager bf16", "compile fp32"))
     if arguments.quick:
         plan = replace(plan, rounds=1, steps=2, variants=QUICK, torch=("eager fp32",))
     if arguments.variants is not None:

@@ -34,7 +34,8 @@ PLANNER_SPECIALS = (
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% for content in message['content'] %}{{ content['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'text' %}{{ content['text'] }}{% else %}"
+    "<|vision_start|><|{{ content['type'] }}_pad|><|vision_end|>{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
 )
 WORDS = (
     "a photo of one red circle left of a blue square and two green triangles above the yellow star , on a wooden table in soft "
@@ -43,8 +44,18 @@ WORDS = (
 
 
 @dataclass(frozen=True)
+class VisionSize:
+    """A Qwen2.5-VL vision tower; tiny unless said otherwise: a request from text alone never runs it."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 2
+    middle: int = 48
+
+
+@dataclass(frozen=True)
 class PlannerSize:
-    """A Qwen2.5-VL decoder; its vision tower stays tiny, a text-to-image request never runs it."""
+    """A Qwen2.5-VL."""
 
     width: int
     layers: int
@@ -52,6 +63,7 @@ class PlannerSize:
     key_value_heads: int
     middle: int
     vocabulary: int
+    vision: VisionSize = VisionSize()
 
 
 @dataclass(frozen=True)
@@ -147,8 +159,9 @@ def random_planner(size: PlannerSize, seed: int) -> Qwen2_5_VLModel:
             "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
         },
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": size.width,
-            "fullatt_block_indexes": [1],
+            "depth": size.vision.layers, "hidden_size": size.vision.width, "intermediate_size": size.vision.middle,
+            "num_heads": size.vision.heads, "out_hidden_size": size.width,
+            "fullatt_block_indexes": list(range(1, size.vision.layers, 2)),
         },
         vision_start_token_id=3, vision_end_token_id=4, image_token_id=6, video_token_id=7,
     )  # fmt: skip

@@ -24,6 +24,16 @@ STAGES = ("plan", "denoise", "decode")
 console = Console(width=128, soft_wrap=True)
 
 
+def as_json(document: Any) -> str:
+    """Text of a document."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(file: Path) -> Any:
+    """A document from its file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def card() -> dict[str, Any]:
     """When, where and with what a result was measured."""
     return {
@@ -42,7 +52,7 @@ def save(name: str, report: Mapping[str, Any], folder: Path | None = None) -> Pa
     target = folder or RESULTS
     target.mkdir(parents=True, exist_ok=True)
     file = target / f"{name}.json"
-    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(as_json(report), encoding="utf-8")
     console.print(f"report: {file}", style="dim")
     print(json.dumps(report, ensure_ascii=False), flush=True)
     return file

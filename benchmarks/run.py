@@ -1,7 +1,7 @@
 """All benchmarks one after the other; `make bench`.
 
-    python -m benchmarks.run             demo, mid, start-up, install size
-    python -m benchmarks.run --quick     a tiny checkpoint and few steps: proves that the scripts run, in about a minute
+    python -m benchmarks.run             demo, mid of every backbone, the canvas's cost, start-up, install size
+    python -m benchmarks.run --quick     tiny checkpoints and few steps: proves that the scripts run, in some minutes
     python -m benchmarks.run --real      SANA-1.6B too: needs 24 GiB of memory and 60 GB of disk
 """
 
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import end_to_end, install_size, real, report, startup
+from benchmarks import canvas_cost, end_to_end, install_size, mid, real, report, startup
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,11 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.quick:
         end_to_end.main(["--size=tiny", "--quick", *kept])
         end_to_end.main(["--size=tiny", "--stock", "--quick", *kept])
+        for name in mid.SUBJECTS:
+            end_to_end.main([f"--size=tiny-{name}", "--quick", *kept])
+        canvas_cost.main(["--size=tiny", "--quick", *kept])
         return
     results = [
         end_to_end.main(["--size=demo", "--rounds=15", *kept]),
         end_to_end.main(["--size=mid", *kept]),
         end_to_end.main(["--size=mid", "--stock", *optimum, *kept]),
+        *(end_to_end.main([f"--size=mid-{name}", *kept]) for name in mid.SUBJECTS),
+        *(canvas_cost.main([f"--size={size}", *kept]) for size in ("mid", *(f"mid-{name}" for name in mid.SUBJECTS))),
         startup.main(shared),
         install_size.main(shared),
     ]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +33,12 @@ MOST_DIFFERENCE = {"fp32": 0.02, "fp16": 0.2, "bf16": 0.5, "int8": 0.7}
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """The picture that every contestant draws; None is the bundle's default. `size` is (height, width) in pixels."""
+    """The picture or video that every contestant makes; None is the bundle's default.
+
+    Attributes:
+        size: (height, width) in pixels.
+        media: what else `Runtime.generate` is given: `task`, `image`, `video`, `frames` and so on.
+    """
 
     prompt: str
     size: tuple[int, int] | None = None
@@ -43,6 +48,19 @@ class BenchRequest:
     threads: int | None = None
     device: str | None = None
     fallback: str | None = None
+    media: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `Runtime.generate`, and of the torch reference's, but for the prompt."""
+        return {
+            "steps": self.steps, "guidance_scale": self.guidance, "seed": self.seed, "size": self.size, **self.media,
+        }  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; pictures and clips by their kind."""
+        media = {name: one if isinstance(one, (str, int, float)) else _named(one) for name, one in self.media.items()}
+        return {**self.__dict__, "size": list(self.size or ()), "media": media}
 
 
 class Contestant(Protocol):
@@ -66,12 +84,7 @@ class BundleContestant:
 
     def __init__(self, runtime: Runtime, request: BenchRequest) -> None:
         self.runtime = runtime
-        self._arguments: dict[str, Any] = {
-            "steps": request.steps,
-            "guidance_scale": request.guidance,
-            "seed": request.seed,
-            "size": request.size,
-        }
+        self._arguments = request.arguments
         self._prompt = request.prompt
 
     def latents(self) -> NDArray[np.float32]:
@@ -100,12 +113,7 @@ class TorchContestant:
         self._pipeline = ReferencePipeline.from_checkpoint(checkpoint)
         if compiled:
             self._pipeline.backbone = torch.compile(self._pipeline.backbone)
-        self._arguments: dict[str, Any] = {
-            "steps": request.steps,
-            "guidance_scale": request.guidance,
-            "seed": request.seed,
-            "size": request.size,
-        }
+        self._arguments = request.arguments
         self._prompt = request.prompt
 
     def latents(self) -> NDArray[np.float32]:
@@ -155,7 +163,7 @@ def run_bench(
                 component: f"{engine.target}:{engine.precision}" for component, engine in sorted(manifest.engines.items())
             },
         },
-        "request": {**request.__dict__, "size": list(request.size or ())},
+        "request": request.as_dict(),
         "runs": runs,
         "load_seconds": load_seconds,
         "check": checks,
@@ -171,14 +179,19 @@ def run_bench(
 
 
 def _with_defaults(request: BenchRequest, manifest: Any) -> BenchRequest:
-    return BenchRequest(
-        prompt=request.prompt,
+    return replace(
+        request,
         size=request.size or tuple(manifest.sizes.default),
         steps=manifest.steps.default if request.steps is None else request.steps,
         guidance=manifest.guidance.default if request.guidance is None else request.guidance,
-        seed=request.seed,
-        threads=request.threads,
     )
+
+
+def _named(media: Any) -> str:
+    """A picture or clip, or several, as a report names them."""
+    if isinstance(media, (list, tuple)):
+        return ", ".join(_named(one) for one in media)
+    return str(media) if isinstance(media, Path) else type(media).__name__
 
 
 def _check(bundle: Contestant, rivals: Sequence[Contestant], precisions: dict[str, str]) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ _STANDARD_OUTPUT = Path("-")
 @click.option("--checkpoint", metavar="CHECKPOINT", help="What BUNDLE was built from; needed by --against, known for a demo.")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Rounds to time.")
 @click.option("--prompt", default="a red circle left of a blue square", show_default=True, metavar="TEXT", help="What to draw.")
+@options.media_options
 @options.request_options
 @options.engine_options
 @click.option("--json", "json_file", type=options.FILE, metavar="FILE", help="Write the report; - is standard output.")
@@ -50,6 +51,7 @@ def command(
       mc-runtime bench demo
       mc-runtime bench demo --against eager --against compile
       mc-runtime bench ./bundle --against eager --checkpoint ./checkpoint --runs 20 --threads 2
+      mc-runtime bench ./bundle --image in.png --prompt "make the red circle blue"
       mc-runtime bench ./bundle --json bench.json --chart bench.png
     """
     _check_outputs(json_file, chart)
@@ -61,7 +63,12 @@ def command(
     from mc_runtime.bench import BenchRequest, chart_from_report, run_bench
 
     with build_half.at_work(), progress_bar("timing", quiet=quiet) as progress:
-        report = run_bench(path, BenchRequest(**request), runs=runs, against=against, checkpoint=checkpoint, on_round=progress)
+        asked = BenchRequest(
+            prompt=request["prompt"], size=request["size"], steps=request["steps"], guidance=request["guidance"],
+            seed=request["seed"], threads=request["threads"], device=request["device"], fallback=request["fallback"],
+            media=_media(request),
+        )  # fmt: skip
+        report = run_bench(path, asked, runs=runs, against=against, checkpoint=checkpoint, on_round=progress)
     if chart is not None:
         chart_from_report(report, chart)
     text = json.dumps(report, indent=2, ensure_ascii=False)
@@ -87,6 +94,11 @@ def _checkpoint(bundle: str, checkpoint: str | None) -> str:
     if checkpoint is None and bundle not in demo.CHECKPOINTS:
         raise click.UsageError("--against needs --checkpoint: the torch reference runs what BUNDLE was built from.")
     return demo.checkpoint_path(checkpoint or bundle)
+
+
+def _media(request: dict[str, Any]) -> dict[str, Any]:
+    """What a task takes beside the prompt, where it was given."""
+    return options.media_of(request) | ({"task": request["task"]} if request["task"] else {})
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -88,6 +88,10 @@ class Conditions:
                 found[name] = (slots,) if source == "reference_mask" else (channels, slots, height, width)
         return found
 
+    def forget(self) -> None:
+        """Empty the cache of encoded pictures and clips."""
+        self._encoding.forget()
+
     @property
     def components(self) -> tuple[str, ...]:
         """The engines they need."""

@@ -30,6 +30,10 @@ class Encoding:
         #: The engines it needs.
         self.components = tuple(name for name in ("vae_encoder", "vae_encoder_next") if name in manifest.engines)
 
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cache = ContentCache(CACHE_BYTES)
+
     def encoder(self, work: Work) -> Callable[[Array], Array]:
         """Pixels f32 in [0, 1] to latents: `[h, w, 3]` to `[C, H, W]`, and a clip's `[F, h, w, 3]` to `[C, T, H, W]`."""
 

@@ -82,6 +82,10 @@ class Rendering:
                 if shapes and component in shapes:
                     loaded.engine.prepare(shapes[component])
 
+    def forget(self) -> None:
+        """Empty the cache of encoded pictures and clips."""
+        self._conditions.forget()
+
     @property
     def components(self) -> tuple[str, ...]:
         """The engines that its conditions need, before the step."""

@@ -122,8 +122,9 @@ class Runtime:
         return self._loras.names
 
     def forget_plans(self) -> None:
-        """Empty the cache of plans, so that the next request is planned anew; a benchmark wants that."""
+        """Empty the caches of plans and of encoded pictures, so that the next request makes them anew: for benchmarks."""
         self._planning.forget()
+        self._rendering.forget()
 
     def plan(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import checkpoints, end_to_end, models, process, real, report, startup
+from benchmarks import canvas_cost, checkpoints, end_to_end, mid, models, page, process, real, report, startup
 from benchmarks.contestants import Drawn
 from mc_export.reference.prompts import chat_text
 from tests.factories import tiny_metacanvas_checkpoint
@@ -118,6 +118,72 @@ def test_bars_take_the_best_openvino_bundle_whose_picture_passes() -> None:
     assert not bars["onnxruntime fp32 against torch eager fp32"]["met"]
     assert bars["openvino bf16 (best openvino) against torch eager fp32"]["met"]
     assert not any("openvino int8 (best" in what for what in bars)
+
+
+def test_any_target_may_be_a_backbones_best() -> None:
+    def entry(ratio: float, error: float, **bundle: object) -> dict:
+        return {"ratio": ratio, "check": {"picture_mean_error": error}, **bundle}
+
+    of_bundle = {"engines": {}, "host_share": 0.01}
+    contestants = {
+        "torch eager bf16": entry(9.0, 0.1),
+        "onnxruntime int8": entry(2.5, 1.0, **of_bundle),
+        "openvino int8": entry(4.0, end_to_end.PICTURE_GATE + 1, **of_bundle),
+    }
+    for name, met in (("wan", False), ("svd", True)):
+        bars = {bar["what"]: bar for bar in end_to_end.bars({"checkpoint": f"mid-{name}", "contestants": contestants})}
+        assert bars["onnxruntime int8 (best) against torch eager fp32"]["met"] is met
+
+
+def test_the_canvas_costs_what_it_adds_round_by_round() -> None:
+    times = {
+        "x with": [{"total": 1.1}, {"total": 2.1}, {"total": 9.0}],
+        "x without": [{"total": 1.0}, {"total": 2.0}, {"total": 3.0}],
+    }
+    found = canvas_cost.cost_of(times, "x")
+    assert found["cost"] == pytest.approx(0.1)
+    assert found["cost_range"] == pytest.approx([0.05, 2.0])
+
+
+def test_the_page_shows_what_there_is(tmp_path: Path) -> None:
+    seconds = {"total": {"median": 12.34}}
+    contestants = {
+        "torch eager fp32": {"seconds": seconds, "ratio": 1.0, "check": {"picture_mean_error": 0.0}},
+        "openvino bf16": {"seconds": seconds, "ratio": 3.21, "check": {"picture_mean_error": 0.57}},
+        "openvino int8": {"seconds": seconds, "ratio": 4.5, "check": {"picture_mean_error": 6.0}},
+    }
+    report.save("mid-wan", {"contestants": contestants}, tmp_path)
+    cost = {"cost": 0.031, "seconds_without": 0.5}
+    report.save("canvas-mid", {"targets": {"openvino bf16": cost}}, tmp_path)
+    text = page.page(tmp_path)
+    assert "| wan | 12.3 | - | - | - | - | - | 3.21, 0.57 | (4.50, 6.00) |" in text
+    assert "| sana | 3.1 % of 500 ms |" in text
+    assert "sdxl" not in text
+
+
+@pytest.mark.parametrize("subject", mid.SUBJECTS.values(), ids=list(mid.SUBJECTS))
+def test_mid_requests_are_what_their_checkpoints_serve(subject: mid.Subject) -> None:
+    height, width = subject.size
+    assert subject.config.canvas.grid_at(height, width) == subject.config.canvas.grid
+    assert subject.config.reads_pictures == subject.shows
+    assert ("frames" in subject.media) == subject.task.endswith("video")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", list(mid.SUBJECTS))
+def test_every_backbone_is_timed(name: str, tmp_path: Path) -> None:
+    arguments = [f"--size=tiny-{name}", "--quick", "--threads=1", f"--work={tmp_path}", f"--results={tmp_path}"]
+    found = end_to_end.main(arguments)
+    assert found["left_out"] == {}
+    assert found["contestants"]["onnxruntime fp32"]["check"]["latents_relative_l2"] < 1e-3
+    assert found["contestants"]["openvino bf16"]["check"]["picture_mean_error"] < end_to_end.PICTURE_GATE
+
+
+@pytest.mark.matrix
+def test_the_canvas_is_timed(tmp_path: Path) -> None:
+    found = canvas_cost.main(["--size=tiny-svd", "--quick", "--threads=1", f"--work={tmp_path}", f"--results={tmp_path}"])
+    assert set(found["targets"]) == {"torch eager fp32", "openvino bf16"}
+    assert found["extents"]["T"] == 5
 
 
 def test_a_bar_is_met_from_its_limit_on() -> None:

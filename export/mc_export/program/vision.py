@@ -79,7 +79,8 @@ class VisionProgram(Program):
             states = states + _attention(block.attn, block.norm1(states), rotation, groups, places)
             states = states + block.mlp(block.norm2(states))
         merged = tower.merger.ln_q(states).flatten(1)
-        embeddings: Tensor = tower.merger.mlp(merged[None])[0]
+        # Not `[0]`: OpenVINO drops that selection behind an int8 product, and a dimension more comes out.
+        embeddings: Tensor = tower.merger.mlp(merged[None]).flatten(0, 1)
         return embeddings
 
     def example(self, extents: Extents, seed: int = 0) -> dict[str, Tensor]:

@@ -9,19 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from mc_export.autoencoders.feeds import autoencoder_feeds
+from mc_export.backbones.base import Backbone
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
+from mc_export.quantize.media import calibration_media, calibration_picture
 from mc_export.reference import ReferencePipeline
+from mc_export.reference.media import MediaEncoder
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.pipeline import Conditions
 from mc_export.reference.prompts import chat_text, encode_for_planner
 from mc_export.reference.told import Asked, latent_extents, told_by_request
 from mc_export.sampler import build_sampler_table
 from mc_export.vision import planner_vision
+from mc_runtime.media.clip import Clip
 from mc_runtime.prompting.vision import look_at, tower_inputs
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import Schedule
@@ -43,6 +48,8 @@ _WORK = 3e12
 _MIN_STEPS = 4
 # Latent frames of a video: the first one, which may be given, and two that follow.
 _MOST_FRAMES = 3
+# Pictures that a vision tower, a planner or an image encoder is calibrated on.
+_SHOWN = 8
 # Quantizers keep a few of the step's inputs for measuring; more tell them little.
 MAX_STEP_INPUTS = 16
 
@@ -66,6 +73,8 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
         return _vision_inputs(checkpoint, seed)
     if component == "planner":
         return _planner_inputs(checkpoint, prompts, seed)
+    if component == "image_encoder":
+        return [{"pixels": picture[None].astype(np.float32) / 255} for picture in _shown(checkpoint, seed)]
     if component == "text_encoder":
         return _text_encoder_inputs(checkpoint, prompts)
     key = f"{checkpoint.sha256}-{seed}"
@@ -97,7 +106,7 @@ def _planner_inputs(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -
     tokenizer = checkpoint.load_planner_tokenizer()
     if not config.reads_pictures:
         return [_arrays(encode_for_planner(tokenizer, config, [prompt], grid)) for prompt in (*prompts, "")]
-    pictures, read = _pictures(checkpoint, seed), PictureReader(checkpoint)
+    pictures, read = _shown(checkpoint, seed), PictureReader(checkpoint)
     planner = checkpoint.load_planner(checkpoint.load_canvas())
     return [
         _arrays(encode_with_pictures(planner, tokenizer, config, [prompt], grid, read([pictures[index % len(pictures)]])))
@@ -109,14 +118,12 @@ def _vision_inputs(checkpoint: Checkpoint, seed: int) -> Calibration:
     """One picture a run."""
     spec = planner_vision(checkpoint)
     assert spec is not None
-    return [tower_inputs(look_at([picture], spec), spec) for picture in _pictures(checkpoint, seed)]
+    return [tower_inputs(look_at([picture], spec), spec) for picture in _shown(checkpoint, seed)]
 
 
-def _pictures(checkpoint: Checkpoint, seed: int) -> list[NDArray[np.uint8]]:
-    """Pictures `[h, w, 3]` to look at: those that the checkpoint draws itself, the first frame of each video."""
-    drawn = (feed["pixels"] for feed in calibration_inputs(checkpoint, "vae_encoder", seed))
-    frames = (pixels.reshape(-1, *pixels.shape[-3:])[0] for pixels in drawn)
-    return [np.round(np.clip(frame, 0, 1) * 255).astype(np.uint8) for frame in frames]
+def _shown(checkpoint: Checkpoint, seed: int) -> list[NDArray[np.uint8]]:
+    """Pictures `[h, w, 3]` to look at, of the checkpoint's own size."""
+    return [calibration_picture(checkpoint.default_size, seed + index) for index in range(_SHOWN)]
 
 
 def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
@@ -140,16 +147,24 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     tokens = math.prod(shape[1:]) // math.prod(adapter.patch(config))
     pictures, steps = _affordable(reference.backbone, tokens, checkpoint.defaults.steps, len(prompts))
     scale = checkpoint.defaults.guidance_scale
-    branches = _branches(reference, prompts[:pictures], guided=adapter.weighs_branches(scale))
-    told = told_by_request(Asked(checkpoint, extents, scale, seeds=(seed,)), len(branches[0]))
+    guided = adapter.weighs_branches(scale)
+    media = calibration_media(checkpoint, checkpoint.strides.frames(extents["T"]) if "T" in extents else None, seed)
+    told = []
+    for index, prompt in enumerate(prompts[:pictures]):
+        given = media[index // 2 % len(media)]  # of pictures in turn, every other one's steps may be all that are kept
+        branches = _branches(reference, prompt, given.media, guided=guided)
+        encoder = MediaEncoder(checkpoint, reference.vae, reference.dtype)
+        asked = Asked(checkpoint, extents, scale, (seed + index,), given, encoder)
+        told.append((branches, told_by_request(asked, len(branches))))
     prepare = adapter.context_preparation(reference.backbone.model)
     schedule = _schedule(checkpoint, tokens, steps)
     program = StepProgram(reference.backbone, adapter.prepared_context_width(config), order=schedule.order)
     program.eval()
     kept_steps: Calibration = []
     latents: list[Tensor] = []
-    for index, conditions in enumerate(branches):
-        constant = told | _constant_inputs(conditions, prepare, scale)
+    for index, (branches, conditions) in enumerate(told):
+        constant = conditions | {"guidance": _guidance(adapter, len(branches), scale, shape[1])}
+        constant |= _constant_inputs(branches, prepare)
         constant = {spec.name: constant[spec.name] for spec in program.inputs if spec.name in constant}
         noise = torch.from_numpy(initial_noise(seed + index, shape))
         inputs, latent = _denoised(program, schedule, noise[None] * schedule.init_noise_sigma, constant)
@@ -171,14 +186,23 @@ def _affordable(backbone: nn.Module, tokens: int, steps: int, prompts: int) -> t
     return min(prompts, evaluations // steps), steps
 
 
-def _branches(reference: ReferencePipeline, prompts: Sequence[str], guided: bool) -> list[list[Conditions]]:
-    """Per prompt, what its own branch is told, and the empty one's."""
+def _branches(
+    reference: ReferencePipeline, prompt: str, media: Sequence[Image.Image | Clip], guided: bool
+) -> list[Conditions]:
+    """What the prompt's own branch is told, and the empty one's."""
     size = reference.checkpoint.default_size
-    empty = [reference.conditions([""], size, negative=True)] if guided else []
-    return [[reference.conditions([prompt], size), *empty] for prompt in prompts]
+    empty = [reference.conditions([""], size, negative=True, media=media)] if guided else []
+    return [reference.conditions([prompt], size, media=media), *empty]
 
 
-def _constant_inputs(conditions: Sequence[Conditions], prepare: nn.Module, scale: float) -> dict[str, Tensor]:
+def _guidance(adapter: Backbone, branches: int, scale: float, frames: int) -> Tensor:
+    """Weights of the branches `[1, G]`, or `[1, G, T]` where every frame has its own scale."""
+    ramp = adapter.guidance_ramp_from
+    scales = torch.tensor(scale) if ramp is None else torch.linspace(ramp, scale, frames)
+    return torch.stack([scales, 1 - scales] if branches == 2 else [torch.ones_like(scales)])[None]
+
+
+def _constant_inputs(conditions: Sequence[Conditions], prepare: nn.Module) -> dict[str, Tensor]:
     """The step's inputs that no step changes, of one picture."""
     longest = max(branch.context.shape[1] for branch in conditions)
 
@@ -187,7 +211,6 @@ def _constant_inputs(conditions: Sequence[Conditions], prepare: nn.Module, scale
         return torch.cat([rows, filler], dim=1)
 
     inputs = {
-        "guidance": torch.tensor([[scale, 1 - scale]] if len(conditions) == 2 else [[1.0]]),
         "context": torch.stack([padded(prepare(branch.context)) for branch in conditions], dim=1),
         "context_mask": torch.stack([padded(branch.mask) for branch in conditions], dim=1).to(torch.int64),
     }
