@@ -125,7 +125,7 @@ def _best_bar(contestants: dict[str, Any], target: str, least: float) -> list[di
     passing = {
         name: entry["ratio"]
         for name, entry in contestants.items()
-        if "engines" in entry and name.startswith(target) and entry["check"]["picture_mean_error"] <= PICTURE_GATE
+        if "host_share" in entry and name.startswith(target) and entry["check"]["picture_mean_error"] <= PICTURE_GATE
     }
     if not passing:
         return []
