@@ -218,9 +218,7 @@ def random_canvas(size: Size, seed: int) -> CanvasModel:
 
 def canvas_config(size: Size) -> MetaCanvasConfig:
     """`metacanvas.json`: the planner conditions the backbone."""
-    canvas = CanvasConfig(
-        grid=(1, size.canvas_cells, size.canvas_cells), pixels_per_token=size.pixels // size.canvas_cells
-    )
+    canvas = CanvasConfig(grid=(1, size.canvas_cells, size.canvas_cells), pixels_per_token=size.pixels // size.canvas_cells)
     return MetaCanvasConfig(conditioning="planner", canvas=canvas)
 
 

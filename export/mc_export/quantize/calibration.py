@@ -186,9 +186,7 @@ def _affordable(backbone: nn.Module, tokens: int, steps: int, prompts: int) -> t
     return min(prompts, evaluations // steps), steps
 
 
-def _branches(
-    reference: ReferencePipeline, prompt: str, media: Sequence[Image.Image | Clip], guided: bool
-) -> list[Conditions]:
+def _branches(reference: ReferencePipeline, prompt: str, media: Sequence[Image.Image | Clip], guided: bool) -> list[Conditions]:
     """What the prompt's own branch is told, and the empty one's."""
     size = reference.checkpoint.default_size
     empty = [reference.conditions([""], size, negative=True, media=media)] if guided else []
