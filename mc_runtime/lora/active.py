@@ -48,21 +48,35 @@ def activate(manifest: Manifest, chosen: Sequence[tuple[Adapter, float]]) -> Act
     """Stack adapters for the engines of a bundle; their deltas add up, each times its scale.
 
     Raises:
-        RequestError: the bundle takes none, or none of that rank; an adapter changes a layer that no engine takes one for.
+        RequestError: as `check_fit`.
     """
     chosen = [(adapter, scale) for adapter, scale in chosen if scale]
     if not chosen:
         return PLAIN
-    takers = {name.removesuffix(LORA_SUFFIX): engine for name, engine in manifest.engines.items() if engine.lora}
-    ranks = sum(adapter.rank for adapter, _ in chosen)
+    check_fit(manifest, [adapter for adapter, _ in chosen])
+    stacked = {component: _stacked(engine, chosen) for component, engine in _takers(manifest).items()}
+    digest = hashlib.sha256(repr([(adapter.digest, float(scale)) for adapter, scale in chosen]).encode()).hexdigest()
+    return ActiveLora(
+        {adapter.name: scale for adapter, scale in chosen}, digest, {name: found for name, found in stacked.items() if found}
+    )
+
+
+def check_fit(manifest: Manifest, adapters: Sequence[Adapter]) -> None:
+    """Whether a bundle's engines take these adapters together.
+
+    Raises:
+        RequestError: the bundle takes none, or none of that rank; an adapter changes a layer that no engine takes one for.
+    """
+    takers = _takers(manifest)
+    ranks = sum(adapter.rank for adapter in adapters)
     if not takers:
         raise RequestError(f"this bundle takes no LoRA; {_MEND} {ranks}`")
     largest = min(group.rank for engine in takers.values() for group in engine.lora)
     if ranks > largest:
-        names = ", ".join(adapter.name for adapter, _ in chosen)
+        names = ", ".join(adapter.name for adapter in adapters)
         raise RequestError(f"{names}: rank {ranks} together, this bundle takes {largest}; {_MEND} {ranks}`")
     known = {layer: group for engine in takers.values() for group in engine.lora for layer in group.layers}
-    for adapter, _ in chosen:
+    for adapter in adapters:
         for layer, (down, up) in adapter.layers.items():
             if layer not in known:
                 raise RequestError(f"{adapter.name}: {layer} is no layer that this bundle adapts; is it for another model?")
@@ -72,11 +86,11 @@ def activate(manifest: Manifest, chosen: Sequence[tuple[Adapter, float]]) -> Act
                     f"{adapter.name}: {layer} is {wanted[0]}x{wanted[1]} here, the adapter's {len(up)}x{down.shape[1]}; "
                     "is it for another model?"
                 )
-    stacked = {component: _stacked(engine, chosen) for component, engine in takers.items()}
-    digest = hashlib.sha256(repr([(adapter.digest, float(scale)) for adapter, scale in chosen]).encode()).hexdigest()
-    return ActiveLora(
-        {adapter.name: scale for adapter, scale in chosen}, digest, {name: found for name, found in stacked.items() if found}
-    )
+
+
+def _takers(manifest: Manifest) -> dict[Component, Engine]:
+    """The engines that take adapters, by the names of those they stand in for."""
+    return {name.removesuffix(LORA_SUFFIX): engine for name, engine in manifest.engines.items() if engine.lora}
 
 
 def _stacked(engine: Engine, chosen: Sequence[tuple[Adapter, float]]) -> dict[str, Array]:

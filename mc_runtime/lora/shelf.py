@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.errors import RequestError, shown
-from mc_runtime.lora.active import ActiveLora, activate
+from mc_runtime.lora.active import ActiveLora, activate, check_fit
 from mc_runtime.lora.adapter import Adapter, read_adapter
 from mc_runtime.tasks.checks import checked_number
 
@@ -27,6 +28,7 @@ class LoraShelf:
         self._manifest = manifest
         self._adapters: dict[str, Adapter] = {}
         self._stacks: OrderedDict[Hashable, ActiveLora] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,7 +40,7 @@ class LoraShelf:
         if not isinstance(path, (str, Path)) or not isinstance(name, (str, type(None))):
             raise RequestError(f"a LoRA is read from a path and named by a text, got {shown(path)} and {shown(name)}")
         adapter = read_adapter(path, name)
-        activate(self._manifest, [(adapter, 1.0)])
+        check_fit(self._manifest, [adapter])
         self._adapters[adapter.name] = adapter
         return adapter.name
 
@@ -58,10 +60,11 @@ class LoraShelf:
             for name, scale in scales.items()
         ]
         key = tuple((adapter.name, adapter.digest, scale) for adapter, scale in chosen)
-        found = self._stacks.pop(key, None) or activate(self._manifest, chosen)
-        self._stacks[key] = found
-        while len(self._stacks) > _KEPT:
-            self._stacks.popitem(last=False)
+        with self._lock:
+            found = self._stacks.pop(key, None) or activate(self._manifest, chosen)
+            self._stacks[key] = found
+            while len(self._stacks) > _KEPT:
+                self._stacks.popitem(last=False)
         return found
 
     def _named(self, name: str) -> Adapter:

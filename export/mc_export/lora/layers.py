@@ -55,13 +55,13 @@ class AdaptedLinear(nn.Module):
         weight: Tensor = linear_of(self.base).weight
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`."""
-        output: Tensor = self.base(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`; some models name the argument, as `nn.Linear` does."""
+        output: Tensor = self.base(input)
         if self._rows is None:
-            return output + self._delta(x)
+            return output + self._delta(input)
         start = self._rows.start
-        return torch.cat([output[:, :start], output[:, start:] + self._delta(x[:, start:])], dim=1)
+        return torch.cat([output[:, :start], output[:, start:] + self._delta(input[:, start:])], dim=1)
 
     def _delta(self, x: Tensor) -> Tensor:
         deltas = []

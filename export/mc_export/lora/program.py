@@ -61,6 +61,11 @@ class AdaptedProgram(Program):
         ]
         self.inputs = (*program.inputs, *(tensor for pair in pairs for tensor in pair))
 
+    @property
+    def core(self) -> Program:
+        """See `Program.core`; the adapter comes in float32 and is cast where a layer adds it."""
+        return self.inner.core
+
     def forward(self, **inputs: Tensor) -> Any:
         pairs = [(inputs.pop(down), inputs.pop(up)) for down, up in lora_inputs(self.groups)]
         self._given.downs, self._given.ups = [down for down, _ in pairs], [up for _, up in pairs]

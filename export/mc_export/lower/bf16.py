@@ -34,7 +34,7 @@ def compute_in(program: Program, dtype: torch.dtype) -> Program:
         dtype: bfloat16 or float16; what lies beyond 65504 becomes infinite in the latter.
     """
     lower_inputs = partial(_lower_inputs, dtype)
-    for child in program.children():
+    for child in program.core.children():
         computing = [module for module in child.modules() if _is_cast(module, dtype)]
         # A child without weights (sinusoids, a scale) takes what it is given: a timestep in bf16 would be another one.
         for module in (child, *computing) if computing else ():

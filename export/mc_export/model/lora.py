@@ -46,11 +46,11 @@ class CanvasLoraLinear(nn.Module):
         self.up = nn.Parameter(up.to(base.weight.dtype) * scaling, requires_grad=False)
         self.rows = rows
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[B, S, in]`` to ``[B, S, out]``."""
-        output: Tensor = self.base(x)
+        output: Tensor = self.base(input)
         start = self.rows.start
-        delta = (x[:, start:] @ self.down.T) @ self.up.T
+        delta = (input[:, start:] @ self.down.T) @ self.up.T
         return torch.cat([output[:, :start], output[:, start:] + delta], dim=1)
 
 

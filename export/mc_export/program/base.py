@@ -62,6 +62,11 @@ class Program(nn.Module, ABC):
     axes: dict[str, Axis]
     adaptable: Mapping[str, str] = MappingProxyType({})
 
+    @property
+    def core(self) -> Program:
+        """The program whose own forward keeps float32 where what is below it does not: itself, or the one it wraps."""
+        return self
+
     def adapted_rows(self, path: str) -> CanvasRows | None:
         """Where the rows begin that a LoRA of the layer at `path` acts on; None for all."""
         return None
