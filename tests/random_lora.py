@@ -14,18 +14,21 @@ LAYERS = [f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer i
 
 
 def random_lora(pipeline: Any, folder: Path, *, seed: int, rank: int, alpha: float, layers: list[str]) -> Path:
-    """A LoRA as diffusers saves it, with a B that changes something."""
+    """A LoRA of the pipeline's denoiser as diffusers saves it, with a B that changes something."""
     generator = torch.Generator().manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
-    pipeline.transformer.add_adapter(config, adapter_name=f"made{seed}")
-    for name, weight in pipeline.transformer.named_parameters():
+    part = "transformer" if hasattr(pipeline, "transformer") else "unet"
+    denoiser = getattr(pipeline, part)
+    denoiser.add_adapter(config, adapter_name=f"made{seed}")
+    for name, weight in denoiser.named_parameters():
         if f"made{seed}" in name:
             weight.data = torch.randn(weight.shape, generator=generator) * 0.3
-    pipeline.save_lora_weights(
-        folder, transformer_lora_layers=_adapter_state(pipeline.transformer, f"made{seed}"),
-        transformer_lora_adapter_metadata={**config.to_dict(), "target_modules": layers},
-    )  # fmt: skip
-    pipeline.transformer.delete_adapters(f"made{seed}")
+    saved = {
+        f"{part}_lora_layers": _adapter_state(denoiser, f"made{seed}"),
+        f"{part}_lora_adapter_metadata": {**config.to_dict(), "target_modules": layers},
+    }
+    pipeline.save_lora_weights(folder, **saved)
+    denoiser.delete_adapters(f"made{seed}")
     return folder / "pytorch_lora_weights.safetensors"
 
 
