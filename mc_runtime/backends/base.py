@@ -88,6 +88,9 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...]]
     ahead: ClassVar[int] = 0
     """How many runs a loop may have under way beside the one it waits for: 0 where a run ends before its call returns."""
+    asks_every_step: ClassVar[bool] = True
+    """Whether a loop asks after every step if its latents are finite; where the answer would stop the device, it asks after
+    the last one, whose latents have every NaN of the steps before."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.device is not None and settings.device not in self.devices:
@@ -121,24 +124,32 @@ class Backend(ABC):
     def write(self, buffer: Buffer, array: Array) -> None:
         """Overwrite a buffer with an array that broadcasts to its shape."""
 
-    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
-        """Overwrite a buffer with one of the rows of another, `[n, *buffer.shape]`; a device does so without the host."""
-        self.write(buffer, self.to_host(rows)[index])
+    def table(self, rows: Array) -> Any:
+        """Rows `[n, ...]` for `select` to take from, kept where that is done without waiting."""
+        return rows
+
+    def select(self, buffer: Buffer, table: Any, index: int) -> None:
+        """Overwrite a buffer with one of the rows of a table."""
+        self.write(buffer, table[index])
 
     @abstractmethod
     def to_host(self, buffer: Buffer) -> Array:
         """The buffer's numbers; on the host's own memory a view, so copy what must outlive the next run."""
 
     def is_finite(self, buffer: Buffer) -> bool:
-        """Whether no number of the buffer is NaN or infinite; one pass over it as a sum, two only when that fails."""
-        array = self.to_host(buffer)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+        """Whether no number of the buffer is NaN or infinite."""
+        return all_finite(self.to_host(buffer))
 
     def ask_finite(self, buffer: Buffer) -> Callable[[], bool]:
         """`is_finite` of the buffer as it is behind the runs so far; the answer waits for those runs, and for no later one."""
         found = self.is_finite(buffer)
         return lambda: found
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite; one pass over them as a sum, two only when that fails."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 class HostBackend(Backend):

@@ -5,6 +5,7 @@ Not run on a GPU yet; the calls are tested against a stand-in that behaves as th
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from importlib import import_module
 from math import prod
@@ -64,6 +65,35 @@ class Memory:
             self._cuda.cudaFree(self.address)  # waits for the launches that use it; at exit its error says nothing
 
 
+class Landing:
+    """Host memory that the GPU writes to while the host goes on, and the event that says when it has; freed with its holder."""
+
+    def __init__(self, cuda: Any, size: int) -> None:
+        self._cuda = cuda
+        self.size = max(1, size)
+        self.address, self._event = 0, None
+        (address,) = check(cuda, cuda.cudaMallocHost(self.size))
+        self.address = int(address)
+        (self._event,) = check(cuda, cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming))
+
+    def record(self, stream: Any) -> None:
+        """What the stream was asked for so far is what `array` waits for."""
+        check(self._cuda, self._cuda.cudaEventRecord(self._event, stream))
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """The numbers, once they are there; a view, valid until the next copy."""
+        check(self._cuda, self._cuda.cudaEventSynchronize(self._event))
+        memory = (ctypes.c_byte * self.size).from_address(self.address)
+        found: Array = np.frombuffer(memoryview(memory), dtype, prod(shape)).reshape(shape)
+        return found
+
+    def __del__(self) -> None:
+        if getattr(self, "_event", None) is not None:
+            self._cuda.cudaEventDestroy(self._event)
+        if getattr(self, "address", 0):
+            self._cuda.cudaFreeHost(self.address)  # waits for the copy; at exit its error says nothing
+
+
 class Stream:
     """One queue of copies and launches, in the order they were asked for."""
 
@@ -98,6 +128,12 @@ class Stream:
         check(self._cuda, self._cuda.cudaMemcpyAsync(array.ctypes.data, memory.address, array.nbytes, kind, self._handle))
         self.wait()
         return array
+
+    def begin_download(self, memory: Memory, landing: Landing) -> None:
+        """Copy a whole piece of memory to the host, in the order of the launches, and go on."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        check(self._cuda, self._cuda.cudaMemcpyAsync(landing.address, memory.address, landing.size, kind, self._handle))
+        landing.record(self._handle)
 
     def wait(self) -> None:
         """Until everything asked for so far is done. An error of a launch comes up here."""

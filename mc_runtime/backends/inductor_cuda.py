@@ -91,9 +91,13 @@ class InductorCudaBackend(Backend):
         """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
         buffer.native.copy_(torch.from_numpy(np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C")))
 
-    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
+    def table(self, rows: Array) -> Buffer:
+        """See `Backend.table`; on the GPU."""
+        return self.to_device(rows)
+
+    def select(self, buffer: Buffer, table: Buffer, index: int) -> None:
         """See `Backend.select`; in the order of the launches."""
-        buffer.native.copy_(rows.native[index])
+        buffer.native.copy_(table.native[index])
 
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy, which waits for the launches before it."""

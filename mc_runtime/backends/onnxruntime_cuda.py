@@ -61,6 +61,7 @@ class OnnxRuntimeCudaBackend(Backend):
 
     name = "onnxruntime"
     devices = ("cuda",)
+    asks_every_step = False  # onnxruntime copies to the host only by waiting for everything
 
     def __init__(self, settings: Settings, place: Place = CUDA) -> None:
         super().__init__(settings)

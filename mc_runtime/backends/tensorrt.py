@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes
-from mc_runtime.backends.cuda import Memory, Stream, load_cuda, this_gpu
+from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes, all_finite
+from mc_runtime.backends.cuda import Landing, Memory, Stream, load_cuda, this_gpu
 from mc_runtime.backends.cuda_graphs import BufferPool, graph_key, in_order
 from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.trt_context import Bound, Context, Scratch
@@ -41,6 +41,7 @@ class TensorRtBackend(Backend):
 
     name: ClassVar[str] = "tensorrt"
     devices = ("cuda",)
+    ahead = 1  # the GPU has its next step while the host hears of the last one
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -59,6 +60,7 @@ class TensorRtBackend(Backend):
         self._side = Stream(self._cuda)
         self._capturing = threading.Lock()
         self.pool = BufferPool(self.stream.allocate)
+        self._landings: dict[int, list[Landing]] = {}
         self.scratch = Scratch(lambda size: Memory(self._cuda, size))
 
     def check(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> None:
@@ -96,14 +98,32 @@ class TensorRtBackend(Backend):
         """See `Backend.write`; in the order of the runs, so one under way still reads what was there."""
         self.stream.upload(buffer.native, np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C"))
 
-    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
+    def table(self, rows: Array) -> Buffer:
+        """See `Backend.table`; on the GPU."""
+        return self.to_device(rows)
+
+    def select(self, buffer: Buffer, table: Buffer, index: int) -> None:
         """See `Backend.select`; copied on the GPU, in the order of the runs."""
         size = prod(buffer.shape) * buffer.dtype.itemsize
-        self.stream.copy(buffer.native, rows.native, size, index * size)
+        self.stream.copy(buffer.native, table.native, size, index * size)
 
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy, which waits for the runs before it."""
         return self.stream.download(buffer.native, buffer.shape, buffer.dtype)
+
+    def ask_finite(self, buffer: Buffer) -> Callable[[], bool]:
+        """See `Backend.ask_finite`; the numbers are copied out while the next run computes, and looked at by the host."""
+        size = prod(buffer.shape) * buffer.dtype.itemsize
+        free = self._landings.setdefault(size, [])
+        landing = free.pop() if free else Landing(self._cuda, size)
+        self.stream.begin_download(buffer.native, landing)
+
+        def answer() -> bool:
+            finite = all_finite(landing.array(buffer.shape, buffer.dtype))
+            free.append(landing)
+            return finite
+
+        return answer
 
     def captured(self, launch: Callable[[Stream], None]) -> Callable[[], None]:
         """A launch as a graph that is replayed on the backend's stream. It is recorded on another: copies that other threads

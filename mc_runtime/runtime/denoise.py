@@ -32,7 +32,7 @@ def denoise(step: LoadedEngine, batch: StepBatch, schedule: Schedule, clock: Eng
 
     A device may have the next step under way while the host still waits for this one (`Backend.ahead`), so that it never idles.
 
-    Raises EngineError naming the first step whose latents are not finite, and Cancelled from the watch.
+    Raises EngineError naming the first step whose latents were found not to be finite, and Cancelled from the watch.
     """
     state = _StepState(step, batch, schedule, clock)
     under_way: deque[Callable[[], bool]] = deque()
@@ -68,12 +68,13 @@ class _StepState:
         self._backend = step.backend
         self._clock = clock
         self._images = batch.images
+        self._last = len(schedule) - 1
         count = len(batch.sample)
         timesteps = np.repeat(schedule.timesteps[:, None], count, axis=1)
         coefficients = np.repeat(schedule.coefficients[:, None], count, axis=1)
         # All steps' numbers go to the device before the loop: in it, the host hands over nothing and waits for nothing.
         self._scalars = [
-            (self._backend.empty(rows.shape[1:]), self._backend.to_device(rows.astype(np.float32)))
+            (self._backend.empty(rows.shape[1:]), self._backend.table(rows.astype(np.float32)))
             for rows in (timesteps, coefficients)
         ]
         self._samples = self._pair(batch.sample)
@@ -96,6 +97,8 @@ class _StepState:
             self._backend.select(now, rows, index)
         with self._clock:
             self._calls[index % 2].run()
+        if index < self._last and not self._backend.asks_every_step:
+            return lambda: True
         return self._backend.ask_finite(self._written(index))
 
     def latents(self, index: int) -> NDArray[np.float32]:

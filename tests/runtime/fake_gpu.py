@@ -22,6 +22,7 @@ class FakeCuda:
 
     # CUDA's names.
     cudaStreamNonBlocking = 1  # noqa: N815
+    cudaEventDisableTiming = 2  # noqa: N815
     cudaMemcpyKind = IntEnum(  # noqa: N815
         "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
     )
@@ -33,6 +34,8 @@ class FakeCuda:
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.pinned: dict[int, np.ndarray[Any, Any]] = {}
+        self.events: dict[int, bool] = {}
         self.captures_fail = False
         self.launched_graphs = 0
 
@@ -81,6 +84,35 @@ class FakeCuda:
             self.enqueue(stream, lambda: ctypes.memmove(target, taken, size))
         else:
             self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
+        return (SUCCESS,)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:  # noqa: N802
+        array = np.full(size, 0xCD, np.uint8)
+        self.pinned[array.ctypes.data] = array
+        return SUCCESS, array.ctypes.data
+
+    def cudaFreeHost(self, address: int) -> tuple[int]:  # noqa: N802
+        del self.pinned[address]
+        return (SUCCESS,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        self.events[handle := 5000 + len(self.events)] = True
+        return SUCCESS, handle
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:  # noqa: N802
+        return (SUCCESS,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:  # noqa: N802
+        self.events[event] = False
+        self.enqueue(stream, lambda: self.events.update({event: True}))
+        return (SUCCESS,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:  # noqa: N802
+        """Only what was asked for before the event is done."""
+        for queue in self.queues.values():
+            while queue and not self.events[event]:
+                queue.pop(0)()
+        assert self.events[event]
         return (SUCCESS,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802

@@ -50,8 +50,11 @@ class QueueBackend(Backend):
         given = np.array(array)
         self.queue.append(lambda: np.copyto(buffer.native, given))
 
-    def select(self, buffer: Buffer, rows: Buffer, index: int) -> None:
-        self.queue.append(lambda: np.copyto(buffer.native, rows.native[index]))
+    def table(self, rows: Array) -> Buffer:
+        return self.to_device(rows)
+
+    def select(self, buffer: Buffer, table: Buffer, index: int) -> None:
+        self.queue.append(lambda: np.copyto(buffer.native, table.native[index]))
 
     def to_host(self, buffer: Buffer) -> Array:
         """Waits for everything: what a test may do after the loop, and the loop may not."""

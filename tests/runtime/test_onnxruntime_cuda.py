@@ -89,6 +89,26 @@ def test_the_same_bundle_draws_the_same_picture_there(bundle: Path, place: Place
         np.testing.assert_array_equal(np.asarray(result.images[1]), np.asarray(expected.images[1]))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_the_loop_asks_nothing_back_from_the_device(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = OnnxRuntimeCudaBackend(Settings(threads=1), HERE)
+    asked: list[tuple[int, ...]] = []
+    to_host = there.to_host
+    monkeypatch.setattr(there, "to_host", lambda buffer: (asked.append(buffer.shape), to_host(buffer))[1])
+    monkeypatch.setattr("mc_runtime.runtime.engines.create_backend", lambda name, settings: there)
+    runtime = Runtime.load(bundle, threads=1, device="cuda")
+    counts = []
+    for steps in (2, 5):
+        asked.clear()
+        runtime.generate("a red circle", steps=steps, output="latents")
+        counts.append(len(asked))
+        runtime.forget_plans()
+    assert counts[0] == counts[1], "no more is read back in a longer loop"
+    noise = np.full((1, CHANNELS, 4, 4), 3e38, np.float32)
+    with pytest.raises(EngineError, match="step 5 of 5: the latents are not finite"):
+        runtime.generate("a red circle", steps=5, size=(32, 32), latents=noise, guidance_scale=40.0)
+
+
 def test_the_next_request_has_the_same_addresses(backend: OnnxRuntimeCudaBackend) -> None:
     first = [backend.empty((2, 3)) for _ in range(2)]
     addresses = [buffer.native.data_ptr() for buffer in first]

@@ -96,11 +96,28 @@ def test_buffers_live_on_the_gpu_and_come_back(gpu: Gpu, target: str) -> None:
     assert backend.is_finite(buffer)
     backend.write(buffer, np.float32(np.nan))
     assert not backend.is_finite(buffer)
-    rows = backend.to_device(np.arange(12, dtype=np.float32).reshape(2, 2, 3))
-    backend.select(buffer, rows, 1)
+    backend.select(buffer, backend.table(np.arange(12, dtype=np.float32).reshape(2, 2, 3)), 1)
     np.testing.assert_array_equal(backend.to_host(buffer), np.arange(6, 12).reshape(2, 3))
     empty = backend.empty((4,), "int64")
     assert (empty.dtype, empty.shape) == (np.dtype("int64"), (4,))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_whether_numbers_are_finite_is_asked_without_waiting_for_what_comes_after(gpu: Gpu, target: str) -> None:
+    backend = gpu.backend(target)
+    buffer = backend.to_device(np.full((2, 3), np.inf, np.float32))
+    first = backend.ask_finite(buffer)
+    backend.write(buffer, np.float32(1))
+    second = backend.ask_finite(buffer)
+    backend.write(buffer, np.float32(np.nan))
+    (queue,) = (queue for queue in gpu.cuda.queues.values() if queue)
+    asked = len(queue)
+    assert not first()
+    assert 0 < len(queue) < asked
+    assert second()
+    assert queue
+    assert not backend.ask_finite(buffer)()
+    assert len(gpu.cuda.pinned) == 2, "host memory is used again"
 
 
 @pytest.mark.parametrize("target", TARGETS)
