@@ -21,6 +21,7 @@ from rich.table import Table
 
 from examples.shapes import data
 from examples.shapes.judge import PROPERTIES, Verdict, judge, shares
+from examples.shapes.source import Source, source_options
 
 BATCH = 25
 SHEET_COLUMNS = 6
@@ -124,9 +125,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="A built bundle, run by mc_runtime.")
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="A checkpoint, run by torch.")
-@click.option("--no-canvas", is_flag=True, help="Leave the canvas out (checkpoint only).")
+@source_options
 @click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="Held-out captions to draw.")
 @click.option("--seed", default=0, show_default=True, help="Chooses captions and noise.")
 @click.option("--steps", default=STEPS, show_default=True, help="Denoising steps.")
@@ -134,9 +133,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write accuracies and verdicts here.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet here (PNG).")
 def main(
-    bundle: Path | None,
-    checkpoint: Path | None,
-    no_canvas: bool,
+    source: Source,
     count: int,
     seed: int,
     steps: int,
@@ -145,31 +142,13 @@ def main(
     sheet: Path | None,
 ) -> None:
     """Draws held-out captions and reports how many pictures show what was asked for."""
-    if (bundle is None) == (checkpoint is None):
-        raise click.UsageError("give either --bundle or --checkpoint")
     try:
         choose(count, random.Random(seed))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--count") from error
-    generate: Generate
-    if bundle:
-        if no_canvas:
-            raise click.UsageError("--no-canvas needs --checkpoint: a bundle has its canvas built in")
-        from mc_runtime import Runtime
-
-        generate = Runtime.load(bundle).generate
-    else:
-        from mc_export.reference import ReferencePipeline
-
-        assert checkpoint is not None
-        generate = partial(ReferencePipeline.from_checkpoint(checkpoint).generate, canvas=not no_canvas)
-    trials = evaluate(partial(generate, steps=steps, guidance_scale=guidance), count, seed)
-    source = str(bundle or checkpoint)
-    print_table(
-        trials,
-        f"{source}{' without canvas' if no_canvas else ''}: {count} held-out captions, {steps} steps, guidance {guidance:g}",
-    )
-    options = {"source": source, "canvas": not no_canvas, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
+    trials = evaluate(partial(source.generate, steps=steps, guidance_scale=guidance), count, seed)
+    print_table(trials, f"{source}: {count} held-out captions, {steps} steps, guidance {guidance:g}")
+    options = {**source.options, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
     if json_file:
         json_file.write_text(json.dumps(report(trials, options), indent=2) + "\n", encoding="utf-8")
     if sheet:

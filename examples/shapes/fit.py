@@ -8,10 +8,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
 log = logging.getLogger("shapes")
+
+
+def begin(work: Path, threads: int) -> None:
+    """Makes the work folder; what is logged goes to the terminal and to its `train.log`."""
+    work.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    torch.set_num_threads(threads)
+
+
+def training_options(home: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command `--work`, `--out`, `--seed` and `--threads`; by default it keeps everything below `home`."""
+    folder = click.Path(path_type=Path)
+    options = (
+        click.option("--work", type=folder, default=home, show_default=True, help="Training states and the log."),
+        click.option("--out", type=folder, default=home / "checkpoint", show_default=True, help="The checkpoint."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--threads", default=2, show_default=True),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLModel, Qwen2Tokenizer
 
 from examples.shapes import data
 from examples.shapes.evaluate import GUIDANCE, STEPS, accuracy, evaluate
+from examples.shapes.fit import begin, training_options
 from examples.shapes.models import CONFIG, build_backbone, build_canvas, build_planner, build_scheduler
 from examples.shapes.processor import build_image_processor, train_tokenizer
 from examples.shapes.train_autoencoder import train_autoencoder
@@ -59,18 +60,7 @@ def measure(folder: Path, canvas: bool = True) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=Path("out/shapes"),
-    show_default=True,
-    help="Training states and the log.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out/shapes/checkpoint"), show_default=True, help="The checkpoint."
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@training_options(Path("out/shapes"))
 @click.option("--autoencoder-steps", default=1500, show_default=True)
 @click.option("--planner-steps", default=600, show_default=True)
 @click.option("--painter-steps", default=1600, show_default=True)
@@ -78,10 +68,7 @@ def main(
     work: Path, out: Path, seed: int, threads: int, autoencoder_steps: int, planner_steps: int, painter_steps: int
 ) -> None:
     """Trains all stages and writes the checkpoint."""
-    work.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    torch.set_num_threads(threads)
+    begin(work, threads)
 
     tokenizer = train_tokenizer("user\n" + scene.caption for scene in data.all_scenes())
     autoencoder = train_autoencoder(work, seed, autoencoder_steps)

@@ -23,6 +23,7 @@ from examples.shapes.data import SIDE
 from examples.shapes.edit import data
 from examples.shapes.edit.judge import Verdict, judge
 from examples.shapes.edit.models import STEPS
+from examples.shapes.source import Source, source_options
 
 GUIDANCE = 3.5
 SHEET_COLUMNS = 4
@@ -110,9 +111,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="A built bundle, run by mc_runtime.")
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="A checkpoint, run by torch.")
-@click.option("--no-canvas", is_flag=True, help="Leave the canvas out (checkpoint only).")
+@source_options
 @click.option("--seen", is_flag=True, help="Take the instructions of training, on new pictures.")
 @click.option("--count", type=click.IntRange(min=1), default=300, show_default=True, help="Pictures to edit.")
 @click.option("--seed", default=0, show_default=True, help="Chooses pictures, instructions and noise.")
@@ -121,9 +120,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write shares and verdicts here.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet here (PNG).")
 def main(
-    bundle: Path | None,
-    checkpoint: Path | None,
-    no_canvas: bool,
+    source: Source,
     seen: bool,
     count: int,
     seed: int,
@@ -133,26 +130,10 @@ def main(
     sheet: Path | None,
 ) -> None:
     """Edits pictures by instructions and reports how many came out as asked, with everything else as it was."""
-    if (bundle is None) == (checkpoint is None):
-        raise click.UsageError("give either --bundle or --checkpoint")
-    generate: Generate
-    if bundle:
-        if no_canvas:
-            raise click.UsageError("--no-canvas needs --checkpoint: a bundle has its canvas built in")
-        from mc_runtime import Runtime
-
-        generate = Runtime.load(bundle).generate
-    else:
-        from mc_export.reference import ReferencePipeline
-
-        assert checkpoint is not None
-        generate = partial(ReferencePipeline.from_checkpoint(checkpoint).generate, canvas=not no_canvas)
-    trials = evaluate(partial(generate, steps=steps, guidance_scale=guidance), count, seed, seen)
-    source, which = str(bundle or checkpoint), "training's" if seen else "held-out"
-    canvas = " without canvas" if no_canvas else ""
-    print_table(trials, f"{source}{canvas}: {count} {which} instructions, {steps} steps, guidance {guidance:g}")
-    options = {"source": source, "canvas": not no_canvas, "seen": seen, "count": count, "seed": seed}
-    options |= {"steps": steps, "guidance": guidance}
+    trials = evaluate(partial(source.generate, steps=steps, guidance_scale=guidance), count, seed, seen)
+    which = "training's" if seen else "held-out"
+    print_table(trials, f"{source}: {count} {which} instructions, {steps} steps, guidance {guidance:g}")
+    options = {**source.options, "seen": seen, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
     if json_file:
         json_file.write_text(json.dumps(report(trials, options), indent=2) + "\n", encoding="utf-8")
     if sheet:

@@ -30,6 +30,7 @@ from examples.shapes.edit.models import (
 from examples.shapes.edit.train_autoencoder import train_autoencoder
 from examples.shapes.edit.train_painter import Painter, train_painter
 from examples.shapes.edit.train_planner import train_planner
+from examples.shapes.fit import begin, training_options
 from examples.shapes.processor import train_tokenizer
 from mc_export.checkpoint.save import save_checkpoint
 from mc_export.model.canvas_model import CanvasModel
@@ -67,22 +68,7 @@ def measure(folder: Path, canvas: bool = True) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    default=Path("out/shapes-edit"),
-    show_default=True,
-    help="Training states and the log.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/shapes-edit/checkpoint"),
-    show_default=True,
-    help="The checkpoint.",
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@training_options(Path("out/shapes-edit"))
 @click.option("--planner-steps", default=1300, show_default=True)
 @click.option("--autoencoder-steps", default=1200, show_default=True)
 @click.option("--painter-steps", default=1750, show_default=True)
@@ -90,10 +76,7 @@ def main(
     work: Path, out: Path, seed: int, threads: int, planner_steps: int, autoencoder_steps: int, painter_steps: int
 ) -> None:
     """Trains all stages and writes the checkpoint."""
-    work.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    torch.set_num_threads(threads)
+    begin(work, threads)
 
     tokenizer = train_tokenizer("user\n" + instruction.text for instruction in data.all_instructions())
     torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.shapes.data import SIDE
+from examples.shapes.source import Source, source_options
 from examples.shapes.video.cases import TASKS, Case, sample_cases
 from examples.shapes.video.judge import PROPERTIES, Verdict, judge, shares
 from examples.shapes.video.models import STEPS
@@ -119,9 +120,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="A built bundle, run by mc_runtime.")
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="A checkpoint, run by torch.")
-@click.option("--no-canvas", is_flag=True, help="Leave the canvas out (checkpoint only).")
+@source_options
 @click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="Held-out instructions.")
 @click.option("--task", "tasks", type=click.Choice(TASKS), multiple=True, help="Only this task; may be given again.")
 @click.option("--seed", default=0, show_default=True, help="Chooses instructions and noise.")
@@ -130,9 +129,7 @@ def print_table(trials: Sequence[Trial], title: str) -> None:
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the first 24 here (PNG).")
 @click.option("--moving", type=click.Path(path_type=Path), help="Write the first 24 as one animation here (GIF, WebP).")
 def main(
-    bundle: Path | None,
-    checkpoint: Path | None,
-    no_canvas: bool,
+    source: Source,
     count: int,
     tasks: tuple[str, ...],
     seed: int,
@@ -142,27 +139,12 @@ def main(
     moving: Path | None,
 ) -> None:
     """Films held-out instructions of all four tasks and reports how many films show what was asked for."""
-    if (bundle is None) == (checkpoint is None):
-        raise click.UsageError("give either --bundle or --checkpoint")
-    generate: Generate
-    if bundle:
-        if no_canvas:
-            raise click.UsageError("--no-canvas needs --checkpoint: a bundle has its canvas built in")
-        from mc_runtime import Runtime
-
-        generate = Runtime.load(bundle).generate
-    else:
-        from mc_export.reference import ReferencePipeline
-
-        assert checkpoint is not None
-        generate = partial(ReferencePipeline.from_checkpoint(checkpoint).generate, canvas=not no_canvas)
     cases = sample_cases(count, True, random.Random(f"evaluate {seed}"), tasks or TASKS)
-    trials = evaluate(partial(generate, steps=steps), cases, seed)
-    source = str(bundle or checkpoint)
-    print_table(trials, f"{source}{' without canvas' if no_canvas else ''}: {count} held-out instructions, {steps} steps")
+    trials = evaluate(partial(source.generate, steps=steps), cases, seed)
+    print_table(trials, f"{source}: {count} held-out instructions, {steps} steps")
     if json_file:
         verdicts = [{"task": t.case.task, "prompt": t.case.prompt, **asdict(t.verdict)} for t in trials]
-        options = {"source": source, "canvas": not no_canvas, "count": count, "seed": seed, "steps": steps}
+        options = {**source.options, "count": count, "seed": seed, "steps": steps}
         report = {**options, "accuracy": by_task(trials), "trials": verdicts}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if sheet:

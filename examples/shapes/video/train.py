@@ -16,6 +16,7 @@ import click
 import torch
 from torch import nn
 
+from examples.shapes.fit import begin, training_options
 from examples.shapes.processor import train_tokenizer
 from examples.shapes.video.cases import TASKS, sample_cases
 from examples.shapes.video.judge import judge, shares
@@ -56,18 +57,7 @@ def save(folder: Path, tokenizer: Any, parts: dict[str, nn.Module]) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--work", type=click.Path(path_type=Path), default=Path("out/shapes-video"), show_default=True, help="Training states."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/shapes-video/checkpoint"),
-    show_default=True,
-    help="The checkpoint.",
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@training_options(Path("out/shapes-video"))
 @click.option("--autoencoder-steps", default=1700, show_default=True)
 @click.option("--eyes-steps", default=200, show_default=True)
 @click.option("--planner-steps", default=1100, show_default=True)
@@ -83,10 +73,7 @@ def main(
     painter_steps: int,
 ) -> None:
     """Trains all stages and writes the checkpoint."""
-    work.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(work / "train.log")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    torch.set_num_threads(threads)
+    begin(work, threads)
 
     words = [case.prompt for case in sample_cases(4000, False, random.Random(seed))]
     tokenizer = train_tokenizer("user\n" + prompt for prompt in words)
