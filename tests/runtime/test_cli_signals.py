@@ -9,6 +9,8 @@ import textwrap
 END_MYSELF = """
     import os, signal, threading, time
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in a shell's background inherit another
+
     def end_myself():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)  # the signal arrives during this
