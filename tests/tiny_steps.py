@@ -42,18 +42,31 @@ KINDS = {
 """By name; `flux` is told no guidance scale, `wan-clips` takes a clip to edit and references."""
 
 
-def tiny_step(name: str, *, canvas: bool = True, order: int = 1, seed: int = 9, model: Any = None) -> StepProgram:
-    """The step of one of :data:`KINDS`; with a canvas, its connector's projections are random."""
+def tiny_step(
+    name: str,
+    *,
+    canvas: bool = True,
+    order: int = 1,
+    seed: int = 9,
+    model: Any = None,
+    program: type[StepProgram] = StepProgram,
+) -> StepProgram:
+    """The step of one of :data:`KINDS`, or a part of it; with a canvas, its connector's projections are random."""
     kind = KINDS[name]
     model = model or kind.model(seed)
-    connector = CanvasConnector(PLANNER_DIM, kind.backbone.width(model.config)).eval() if canvas else None
-    if connector is not None:
-        randomize_projections(connector, seed=seed + 1)
+    connector = tiny_connector(kind, model, seed) if canvas else None
     width = kind.backbone.prepared_context_width(model.config)
-    return StepProgram(
+    return program(
         CanvasBackbone(kind.backbone, model, connector), width, order=order, max_batch=4, max_tokens=16, max_length=64,
         max_canvas=8, max_frames=8, keyframes=kind.keyframes,
     ).eval()  # fmt: skip
+
+
+def tiny_connector(kind: Kind, model: Any, seed: int = 9) -> CanvasConnector:
+    """The connector of such a step, as published."""
+    connector = CanvasConnector(PLANNER_DIM, kind.backbone.width(model.config)).eval()
+    randomize_projections(connector, seed=seed + 1)
+    return connector
 
 
 def sizes_for(program: StepProgram, large: bool) -> dict[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 import openvino as ov
 
 from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings, Shapes
+from mc_runtime.bundle.engines import STEPS
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Precision, Tensor
 
@@ -26,7 +27,7 @@ _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 # Engines that are compiled for each shape they meet. Against one compilation for any shape, a step then takes
 # 5 % (fp32) to 15 % (bf16) less time with 512 channels and 1024 tokens, a third less with 64 channels and 64
 # tokens, and loads faster. Engines that read text meet another length with every prompt.
-_SPECIALISED = frozenset({"step", "vae_decoder", "vae_decoder_next", "vae_encoder", "vae_encoder_next"})
+_SPECIALISED = frozenset({*STEPS, "vae_decoder", "vae_decoder_next", "vae_encoder", "vae_encoder_next"})
 # A compilation holds the weights again, in the layout its kernels want: as many are kept as fit here, from 2
 # to 8.
 _KEPT_BYTES = 2**30

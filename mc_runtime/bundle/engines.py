@@ -31,6 +31,13 @@ class Tensor:
                 raise ValueError(f"shape: expected sizes of at least 1, found {size}")
 
 
+STEP = "step"
+STEP_FIRST = "step_first"
+STEP_REST = "step_rest"
+"""A step cut behind its first block, in the place of `step` where a request keeps residuals between steps."""
+
+STEPS = (STEP, STEP_FIRST, STEP_REST)
+
 LORA_SUFFIX = "_lora"
 """Of the engine that stands in for another one, `step_lora` for `step`, where a request has adapters that change it."""
 

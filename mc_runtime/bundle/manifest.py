@@ -16,9 +16,10 @@ from typing import Any, Literal
 from mc_runtime.bundle.abilities import Canvas, Frames, Guidance, Latents, Sampler, Sizes, Steps
 from mc_runtime.bundle.checks import at_least_one
 from mc_runtime.bundle.decode import DecodeError, decode, encode
-from mc_runtime.bundle.engines import LORA_SUFFIX, Engine, MeasuredError, Precision, Tensor
+from mc_runtime.bundle.engines import LORA_SUFFIX, STEPS, Engine, MeasuredError, Precision, Tensor
 from mc_runtime.bundle.prompting import Prompting, PromptingSet, Segment
 from mc_runtime.bundle.signatures import check_chunks, check_signature
+from mc_runtime.bundle.step_cache import Calibrated, StepCache, check_cut_steps
 from mc_runtime.errors import BundleError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST_FILE",
     "VERSION",
+    "Calibrated",
     "Canvas",
     "Checkpoint",
     "Component",
@@ -45,6 +47,7 @@ __all__ = [
     "Sampler",
     "Segment",
     "Sizes",
+    "StepCache",
     "Steps",
     "Tensor",
     "manifest_from_json",
@@ -138,6 +141,7 @@ class Manifest:
     canvas: Canvas | None = None
     prompting: PromptingSet
     empty_plan: str | None = None
+    step_cache: StepCache | None = None
     machine: Machine
     versions: dict[str, str]
     quality: dict[str, Any] = field(default_factory=dict)
@@ -154,8 +158,9 @@ class Manifest:
             if component not in self.engines:
                 raise ValueError(f"engines: {component!r} is missing")
         for component, engine in self.engines.items():
-            check_signature(component, engine, self.conditions if component.removesuffix(LORA_SUFFIX) == "step" else {})
+            check_signature(component, engine, self.conditions if component.removesuffix(LORA_SUFFIX) in STEPS else {})
         check_chunks(self.engines)
+        check_cut_steps(self.engines, self.step_cache)
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
         if self.engines[self.conditioning].output("context") is None:

@@ -6,13 +6,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mc_runtime.bundle.engines import LORA_SUFFIX, lora_inputs
+from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEP_FIRST, STEP_REST, lora_inputs
 
 if TYPE_CHECKING:
     from mc_runtime.bundle.manifest import Engine, Tensor
 
 # Least rank of every tensor: latents of a video have one dimension more. An optional one ends in "?".
 _TEXT = {"input_ids": 2, "attention_mask": 2}
+_STEP = {
+    "sample": 4, "history?": 5, "timestep": 1, "coefficients": 2, "guidance": 2, "context": 4, "context_mask": 3,
+}  # fmt: skip
+_HIDDEN = {"hidden": 5, "hidden_*?": 4, "change": 5}
+_KEPT = {"kept_change": 5, "kept_residual": 5}
+_STEPPED = {"next_sample": 4, "next_history?": 5}
 _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
     "vision": (
         {"pixels": 3, "positions": 3, "windows": 2, "window_places": 2, "frames": 2, "frame_places": 2},
@@ -27,13 +33,9 @@ _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
         {"context": 3, "pooled?": 2},
     ),
     "image_encoder": ({"pixels": 4}, {"context": 3}),
-    "step": (
-        {
-            "sample": 4, "history?": 5, "timestep": 1, "coefficients": 2, "guidance": 2, "context": 4, "context_mask": 3,
-            "canvas?": 6,
-        },
-        {"next_sample": 4, "next_history?": 5},
-    ),
+    STEP: ({**_STEP, "canvas?": 6}, _STEPPED),
+    STEP_FIRST: ({**_STEP, "canvas?": 6, **_KEPT}, {**_STEPPED, **_HIDDEN, "difference": 1}),
+    STEP_REST: ({**_STEP, **_HIDDEN, **_KEPT, "keep": 1}, {**_STEPPED, "next_change": 5, "next_residual": 5}),
     "vae_decoder": ({"latents": 4}, {"pixels": 4, "next_cache_*?": 5}),
     "vae_decoder_next": ({"latents": 5, "cache_*": 5}, {"pixels": 5, "next_cache_*": 5}),
     "vae_encoder": ({"pixels": 4}, {"latents": 4, "next_cache_*?": 5}),
@@ -46,9 +48,12 @@ def check_signature(component: str, engine: Engine, conditions: Iterable[str] = 
 
     `conditions` are the further inputs that the manifest names.
     """
-    signature = _SIGNATURES.get(component.removesuffix(LORA_SUFFIX))
+    plain = component.removesuffix(LORA_SUFFIX)
+    signature = _SIGNATURES.get(plain)
     if signature is None:
         return
+    # What enters with the latents alone is in the hidden states that the rest of a step takes.
+    conditions = [f"{name}?" for name in conditions] if plain == STEP_REST else conditions
     adapters = [name for names in lora_inputs(engine.lora) for name in names] if component.endswith(LORA_SUFFIX) else []
     signature = ({**signature[0], **dict.fromkeys(conditions, 1), **dict.fromkeys(adapters, 3)}, signature[1])
     for side, known, tensors in zip(("inputs", "outputs"), signature, (engine.inputs, engine.outputs), strict=True):
@@ -92,5 +97,5 @@ def _caches(tensors: Sequence[Tensor], kind: str) -> dict[str, tuple[int | str, 
 
 
 def _kind(name: str) -> str:
-    """The name, without its number where it is one of many: `cache_*` for `cache_07`."""
-    return re.sub(r"cache_\d\d$", "cache_*", name)
+    """The name of one of many without what tells it apart: `cache_*` for `cache_07`, `hidden_*` for `hidden_context`."""
+    return re.sub(r"^hidden_\w+$", "hidden_*", re.sub(r"cache_\d\d$", "cache_*", name))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mc_export.backbones.spec import Condition, EncoderFolders, Limit, TextStates, TextTokens
+from mc_export.backbones.stream import BlockStream
 from mc_export.program.base import Axis
 from mc_export.sampler import SetTimesteps, dynamic_shift_timesteps
 from mc_runtime.bundle.manifest import Prompting
@@ -43,6 +44,8 @@ class Backbone(ABC):
         guidance_ramp_from: guidance scale of a video's first frame, rising to the request's at the last one; None: one for all.
         prepares_layers: whether `context_preparation` holds layers of the model's blocks, which a LoRA may adapt.
         scales_encoded: whether it takes encoded pictures in the scale of its latents, or as the autoencoder gives them.
+        stream: what passes between its blocks, so that a step can be cut behind the first one; None where it cannot.
+        uncut: why it cannot, in one clause.
     """
 
     name: ClassVar[str]
@@ -69,6 +72,8 @@ class Backbone(ABC):
     guidance_ramp_from: ClassVar[float | None] = None
     prepares_layers: ClassVar[bool] = True
     scales_encoded: ClassVar[bool] = True
+    stream: ClassVar[BlockStream | None] = None
+    uncut: ClassVar[str] = ""
 
     def weighs_branches(self, scale: float) -> bool:
         """Whether guidance of this scale needs a prediction for the negative prompt, too."""

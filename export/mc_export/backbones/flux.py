@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.flux_export import GUIDANCE_SINUSOIDS, TIMESTEP_SINUSOIDS, prepare_flux
+from mc_export.backbones.flux_stream import PATCH, FluxStream, KontextStream
 from mc_export.backbones.flux_text import flux_prompting, flux_states, flux_timesteps, flux_tokens
 from mc_export.backbones.spec import Condition, EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.stream import BlockStream
 from mc_export.program.base import Axis
 from mc_export.sampler import SetTimesteps
 from mc_runtime.bundle.manifest import Prompting
 
-PATCH = 2  # latent cells along each side of a token; fixed by the pipelines, not in the model's configuration
 MASK_BIAS = -10000.0  # exp() of it is 0 in every float format
 SCALE_OF_TIMESTEPS = 1000  # the model takes timesteps in [0, 1] and multiplies them itself
 LARGEST_REFERENCE = 98  # tokens along the longer side of the sizes Kontext was trained on, 1568 pixels
@@ -43,6 +44,7 @@ class Flux(Backbone):
     guidance_branches = 2
     embeds_guidance = True
     prepares_layers = False
+    stream: ClassVar[BlockStream | None] = FluxStream()
 
     def refusal(self, config: Any) -> str | None:
         if (config.out_channels or config.in_channels) == config.in_channels:
@@ -170,11 +172,12 @@ class FluxKontext(Flux):
     name = "flux-kontext"
     pipelines = ("FluxKontextPipeline",)
     tasks = ("text-to-image", "image-editing")
+    stream = KontextStream()
 
     def conditions(self, config: Any) -> tuple[Condition, ...]:
         return (
             *super().conditions(config),
-            Condition("reference", (self.latent_channels(config), "RH", "RW"), "reference_latents"),
+            Condition("reference", (self.latent_channels(config), "RH", "RW"), "reference_latents", embedded=True),
             Condition("has_reference", (), "has_reference"),
         )
 

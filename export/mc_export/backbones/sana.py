@@ -12,6 +12,7 @@ from mc_export.backbones.sana_block import use_exportable_blocks
 from mc_export.backbones.sana_export import SanaContext, use_exportable_self_attention, use_prepared_context
 from mc_export.backbones.sana_text import gemma_states, sana_prompting, sana_tokens
 from mc_export.backbones.spec import EncoderFolders, TextStates, TextTokens
+from mc_export.backbones.stream import PictureStream
 from mc_runtime.bundle.manifest import Prompting
 
 MASK_BIAS = -10000.0  # what diffusers' Sana adds to the scores of rows that do not count
@@ -30,6 +31,7 @@ class Sana(Backbone):
     default_steps = 20
     encoders = (EncoderFolders("text_encoder", "tokenizer"),)
     selects_rows = True
+    stream = PictureStream()
 
     def width(self, config: Any) -> int:
         return int(config.num_attention_heads * config.attention_head_dim)

@@ -19,12 +19,14 @@ class Condition:
             dimensions are `T`, `H` and `W`.
         source: what the runtime fills it with.
         per_branch: whether every guidance branch has its own.
+        embedded: whether it enters with the patch embedding alone, so that nothing behind the first block reads its numbers.
     """
 
     name: str
     shape: tuple[int | str, ...]
     source: ConditionSource
     per_branch: bool = False
+    embedded: bool = False
 
 
 @dataclass(frozen=True)

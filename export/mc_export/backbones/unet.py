@@ -30,6 +30,7 @@ class UNet(Backbone):
     patch_embedding = "conv_in"
     #: What configurations of the class may say that the pipeline's own never do, and the only value supported.
     plain: ClassVar[dict[str, Any]] = {}
+    uncut = "a UNet's skips take the first block's result to its end, so that no residual stands for all that is between"
 
     def refusal(self, config: Any) -> str | None:
         for key, value in self.plain.items():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mc_export.backbones.base import Backbone
 from mc_export.backbones.spec import Condition, EncoderFolders, TextStates, TextTokens
 from mc_export.backbones.wan_export import PreparedWan, WanContext, bias_of, prepare, row_weights, weigh_rows
+from mc_export.backbones.wan_stream import WanStream
 from mc_export.backbones.wan_text import umt5_states, wan_prompting, wan_tokens
 from mc_export.program.base import Axis
 from mc_runtime.bundle.manifest import Prompting
@@ -49,6 +50,7 @@ class Wan(Backbone):
     latent_axes = ("T", "H", "W")
     default_frames = 121
     default_fps = 24.0
+    stream = WanStream()
 
     def refusal(self, config: Any) -> str | None:
         channels = self.latent_channels(config)
@@ -102,9 +104,9 @@ class Wan(Backbone):
             return first
         return (
             *first,
-            Condition("condition_latents", (channels, "T", "H", "W"), "condition_latents"),
-            Condition("condition_mask", (MASK_CHANNELS, "T", "H", "W"), "condition_mask"),
-            Condition("reference_frames", (channels, "R", "H", "W"), "reference_frames"),
+            Condition("condition_latents", (channels, "T", "H", "W"), "condition_latents", embedded=True),
+            Condition("condition_mask", (MASK_CHANNELS, "T", "H", "W"), "condition_mask", embedded=True),
+            Condition("reference_frames", (channels, "R", "H", "W"), "reference_frames", embedded=True),
             Condition("reference_mask", ("R",), "reference_mask"),
         )
 

@@ -25,6 +25,9 @@ class StepProgram(Program):
     predictions, newest first. Guidance and update (`update`, which a rewrite may replace) are in float32 whatever the backbone
     computes in.
 
+    Attributes:
+        drawn: what examples are drawn for, in this order: the inputs of a whole step, whatever those of a cut one are.
+
     Args:
         backbone: the backbone with its canvas connector; changed in place to take the prepared context.
         context_dim: width of the prepared context.
@@ -95,6 +98,7 @@ class StepProgram(Program):
         if backbone.connector is not None:
             inputs.append(float_tensor("canvas", "B", "G", keyframes, "h", "w", adapter.width(config)))
         self.inputs = tuple(inputs)
+        self.drawn = self.inputs
         outputs = [float_tensor("next_sample", *latent)]
         if history:
             outputs.append(float_tensor("next_history", "B", history, *latent[1:]))
@@ -128,21 +132,21 @@ class StepProgram(Program):
     ) -> tuple[Tensor, ...]:
         batch, branches = guidance.shape[:2]
         scale = coefficients[:, :1].unflatten(1, (-1, *[1] * (self.latent_rank - 1)))[:, 0]  # [B, 1, ..., 1]
-        self.sinusoids.publish([_per_branch(rows, branches) for rows in self.sinusoids(timestep)])
+        self.sinusoids.publish([per_branch(rows, branches) for rows in self.sinusoids(timestep)])
         for name, sinusoids in self.scalar_sinusoids.items():
             # Several numbers a sample the model embeds as one list, sample after sample.
-            embedded = (_per_branch(rows, branches) for rows in sinusoids(conditions[name]))
+            embedded = (per_branch(rows, branches) for rows in sinusoids(conditions[name]))
             sinusoids.publish([rows.flatten(0, -2) for rows in embedded])
         prediction = self.backbone(
-            _per_branch(sample * scale, branches),
-            _per_branch(timestep, branches),
+            per_branch(sample * scale, branches),
+            per_branch(timestep, branches),
             context.flatten(0, 1),
             context_mask.flatten(0, 1),
             canvas=None if canvas is None else canvas.flatten(0, 1),
             **{
                 condition.name: conditions[condition.name].flatten(0, 1)
                 if condition.per_branch
-                else _per_branch(conditions[condition.name], branches)
+                else per_branch(conditions[condition.name], branches)
                 for condition in self.conditions
             },
         )
@@ -160,7 +164,7 @@ class StepProgram(Program):
         generator = torch.Generator().manual_seed(seed)
         drawn = {
             spec.name: torch.randn(shape_of(spec, extents), generator=generator)
-            for spec in self.inputs
+            for spec in dict.fromkeys((*self.drawn, *self.inputs))
             if spec.dtype == "float32"
         }
         batch, branches, length = extents["B"], extents["G"], extents["L"]
@@ -174,6 +178,6 @@ class StepProgram(Program):
         return {spec.name: mask if spec.name == "context_mask" else drawn[spec.name] for spec in self.inputs}
 
 
-def _per_branch(tensor: Tensor, branches: int) -> Tensor:
+def per_branch(tensor: Tensor, branches: int) -> Tensor:
     """Each sample once for every guidance branch: `[B, ...]` to `[B * branches, ...]`."""
     return tensor[:, None].expand(-1, branches, *(-1,) * (tensor.ndim - 1)).flatten(0, 1)
