@@ -90,7 +90,7 @@ def programs_as_engines(cache: Path) -> Iterator[Callable[..., Runtime]]:
     ):
 
         def build(checkpoint: Path, folder: Path, **options: Any) -> Runtime:
-            build_bundle(checkpoint, folder, BuildOptions(max_steps=4, max_batch=2, **options))
+            build_bundle(checkpoint, folder, BuildOptions(**{"max_steps": 4, "max_batch": 2} | options))
             return Runtime.load(folder, threads=1)
 
         yield build

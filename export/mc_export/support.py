@@ -56,7 +56,7 @@ def support_page() -> str:
     """The whole of docs/support.md."""
     rows = [_row(backbone) for backbone in BACKBONES]
     head = ("backbone", "diffusers model", "pipelines", "stock tasks", "MetaCanvas tasks", "context", "guidance")
-    return _HEAD + _table(head, rows) + _TESTS + _matrix() + _NOTES + _gpu() + _QUALITY
+    return _HEAD + _table(head, rows) + _caching() + _TESTS + _matrix() + _NOTES + _gpu() + _QUALITY
 
 
 def _row(backbone: Backbone) -> tuple[str, ...]:
@@ -75,6 +75,17 @@ def _row(backbone: Backbone) -> tuple[str, ...]:
         context,
         _guidance(backbone),
     )
+
+
+def _caching() -> str:
+    """Which backbones a step of can be cut behind its first block, and why others' cannot."""
+    cut = ", ".join(backbone.name for backbone in BACKBONES if backbone.stream is not None)
+    reasons: dict[str, list[str]] = {}
+    for backbone in BACKBONES:
+        if backbone.stream is None:
+            reasons.setdefault(backbone.uncut, []).append(backbone.name)
+    refused = "".join(f" Not {', '.join(names)}: {reason}." for reason, names in reasons.items())
+    return f"\n[Step caching](cache.md) is there for {cut}.{refused}\n"
 
 
 def _guidance(backbone: Backbone) -> str:

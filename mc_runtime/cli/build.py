@@ -26,6 +26,8 @@ class BuildChoices:
     sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int | None = None
     lora_rank: int = 0
+    step_cache: bool = False
+    cache_loss: float | None = None
     force: bool = False
     fallback: tuple[str, str] | None = None
     capabilities: tuple[str, ...] = ()
@@ -62,6 +64,15 @@ class BuildChoices:
     "--lora-rank", type=click.IntRange(0), default=0, metavar="R",
     help="Take LoRAs of up to this rank together, at load or per request, by further engines. None, if left out.",
 )  # fmt: skip
+@click.option(
+    "--cache", "step_cache", is_flag=True,
+    help="Let requests keep the backbone's residual between steps (`generate --cache`): two more engines, and a threshold "
+    "that is calibrated on a few requests.",
+)  # fmt: skip
+@click.option(
+    "--cache-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="LOSS",
+    help="Relative difference of the latents that --cache is calibrated to; 0.05 if left out.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
 @options.json_option
 @options.debug_option
@@ -76,6 +87,8 @@ def command(
     fallback: tuple[str, str] | None,
     capabilities: str | None,
     lora_rank: int,
+    step_cache: bool,
+    cache_loss: float | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -94,11 +107,13 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision bf16 --fallback onnxruntime
       mc-runtime build ./checkpoint -o ./bundle --lora-rank 16
+      mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16 --cache
     """
     named = tuple(each.strip() for each in capabilities.split(",")) if capabilities else ()
     choices = BuildChoices(
-        checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank, force, fallback, named
-    )
+        checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank,
+        step_cache or cache_loss is not None, cache_loss, force, fallback, named,
+    )  # fmt: skip
     with progress_bar("building", quiet=as_json) as progress:
         report = run_build(choices, progress)
     if as_json:
@@ -116,12 +131,14 @@ def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
 
         named = {each.component: EngineChoice(each.target, Precision(each.precision)) for each in choices.engines}
         asked: dict[str, Any] = {} if choices.max_batch is None else {"max_batch": choices.max_batch}
+        asked |= {} if choices.cache_loss is None else {"cache_loss": choices.cache_loss}
         chosen = BuildOptions(
             target=choices.target,
             precision=Precision(choices.precision),
             engines=named,
             sizes=choices.sizes,
             lora_rank=choices.lora_rank,
+            step_cache=choices.step_cache,
             force=choices.force,
             fallback=choices.fallback and EngineChoice(choices.fallback[0], Precision(choices.fallback[1])),
             compute_capabilities=choices.capabilities,

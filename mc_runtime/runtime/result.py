@@ -48,6 +48,7 @@ class Result:
             host's.
         plans: one a prompt.
         clips: videos, in place of images, where the task makes videos.
+        computed_steps: one a result: the steps that were computed whole. All of them, but for requests with `cache`.
     """
 
     images: list[Image.Image]
@@ -56,6 +57,7 @@ class Result:
     timings: dict[str, float]
     plans: tuple[Plan, ...]
     clips: list[Clip] = field(default_factory=list)
+    computed_steps: tuple[int, ...] = ()
 
     @property
     def plan(self) -> Plan:

@@ -23,6 +23,7 @@ from mc_runtime.runtime.plan import Plan
 from mc_runtime.runtime.planning import EncodedPrompt, Planning
 from mc_runtime.runtime.rendering import Rendering, longest
 from mc_runtime.runtime.result import Result
+from mc_runtime.runtime.reuse import CacheChoice, reuse_of
 from mc_runtime.runtime.work import Cancel, OnStep, Work
 from mc_runtime.tasks.registry import default_request, request_for
 from mc_runtime.tasks.request import Request
@@ -172,6 +173,7 @@ class Runtime:
         seed: int | Sequence[int] = 0,
         latents: NDArray[Any] | None = None,
         output: str = "images",
+        cache: CacheChoice = False,
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
     ) -> Result:
@@ -196,11 +198,12 @@ class Runtime:
             **plan.inputs,
         )
         work = Work(on_step, cancel)
+        reuse = reuse_of(self.manifest, cache, plan.lora)
         self._engines.start(
             dict.fromkeys(self._rendering.components)
-            | self._rendering.shapes(request, longest([plan], request), lora=plan.lora)
+            | self._rendering.shapes(request, longest([plan], request), lora=plan.lora, reuse=reuse)
         )
-        return self._rendering.render(request, (plan,), work)
+        return self._rendering.render(request, (plan,), work, reuse)
 
     def generate(
         self,
@@ -217,6 +220,7 @@ class Runtime:
         latents: NDArray[Any] | None = None,
         output: str = "images",
         lora: LoraChoice = (),
+        cache: CacheChoice = False,
         on_step: OnStep | None = None,
         cancel: Cancel | None = None,
         **media: Any,
@@ -237,6 +241,8 @@ class Runtime:
             latents: unit noise f32 `[images, C, (T,) H, W]` in place of the seeds'.
             output: `images`, or `latents` for the denoised latents alone.
             lora: names of adapters that `load_lora` read, or a mapping of names to scales; their changes add up.
+            cache: True, or a threshold, to keep the backbone's residual between steps that change little, at a small loss; the
+                bundle must be built with `--cache`. See docs/cache.md.
             on_step: called with a `Step` after every denoising step.
             cancel: an event or a function; asked before every step.
             media: what the task takes (`mc_runtime.tasks`): `image` (a path, a Pillow image, an array, or a list of them),
@@ -265,10 +271,11 @@ class Runtime:
                 **media,
             )
             active = self._loras.active(lora)
+            reuse = reuse_of(self.manifest, cache, active)
             encoded = self._encode(request, active)
-            shapes = self._rendering.shapes(request, self._rows(request, encoded), lora=active)
+            shapes = self._rendering.shapes(request, self._rows(request, encoded), lora=active, reuse=reuse)
         self._engines.start(dict.fromkeys((*self._needed(encoded), *self._rendering.components)) | shapes)
-        return self._rendering.render(request, self._plans(request, encoded, work, media), work)
+        return self._rendering.render(request, self._plans(request, encoded, work, media), work, reuse)
 
     def _encode(self, request: Request, lora: ActiveLora = PLAIN) -> list[list[EncodedPrompt]]:
         """Token ids of every prompt, and of its negative prompt where guidance uses it.

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import mc_runtime
 from mc_export.build.cache import library_versions, sweep_cache
 from mc_export.build.contents import EMPTY_PLAN_FILE, write_empty_plan, write_prompting, write_sampler
-from mc_export.build.limits import refuse_limited
+from mc_export.build.limits import refuse_limited, refuse_uncut
 from mc_export.build.options import BuildOptions
 from mc_export.build.parts import Part, facts_of, frames_of, limits_of, parts_of, sizes_of
 from mc_export.build.placing import ENGINES, FALLBACK, Placing, fallback_name
 from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, State
 from mc_export.build.reports import BuildReport, EngineReport
+from mc_export.build.step_cache import calibrated_cache
 from mc_export.build.verify import runs_here
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.lower.tensorrt import builds_plans
@@ -36,6 +38,7 @@ from mc_runtime.bundle.manifest import (
     PromptingSet,
     Sampler,
     Sizes,
+    StepCache,
     Steps,
 )
 from mc_runtime.bundle.manifest import Checkpoint as Origin
@@ -75,6 +78,7 @@ def _fill(
     stage: Path, checkpoint: Checkpoint, options: BuildOptions, progress: ProgressCallback | None
 ) -> tuple[Manifest, tuple[EngineReport, ...]]:
     """Writes everything but the manifest into `stage`."""
+    refuse_uncut(checkpoint.backbone, options)
     sizes = sizes_of(checkpoint, options)
     prompting = write_prompting(checkpoint, stage)
     sampler = write_sampler(checkpoint, sizes, options, stage)
@@ -95,12 +99,18 @@ def _fill(
             spare[part.component] = placing.place(part, facts, options.fallback, FALLBACK)
     placing.log.enter(BUNDLE, State.WRITING)
     manifest = _manifest(stage, checkpoint, options, sizes, prompting, sampler, engines, spare)
-    planned_by = _planned_by(stage, manifest)
-    if planned_by is None:
+    run_by = _run_by(stage, manifest)
+    if run_by is None:
         return manifest, tuple(placing.reports)
     keys = [*placing.keys, *(file.sha256 for file in manifest.files.values())]
-    write_empty_plan(stage, planned_by, keys, options.force)
-    return replace(manifest, empty_plan=EMPTY_PLAN_FILE, files=describe_files(stage)), tuple(placing.reports)
+    if default_request(manifest, prompt="") is not None:
+        write_empty_plan(stage, run_by, keys, options.force)
+        planned: dict[str, Any] = {"empty_plan": EMPTY_PLAN_FILE, "files": describe_files(stage)}
+        manifest, run_by = replace(manifest, **planned), replace(run_by, **planned)
+    if options.step_cache:
+        placing.log.enter(BUNDLE, State.CALIBRATING)
+        manifest = replace(manifest, step_cache=calibrated_cache(stage, run_by, checkpoint, keys, options.force))
+    return manifest, tuple(placing.reports)
 
 
 def _announced(parts: Sequence[Part], options: BuildOptions) -> list[tuple[str, bool, bool]]:
@@ -111,13 +121,11 @@ def _announced(parts: Sequence[Part], options: BuildOptions) -> list[tuple[str, 
     return [(name, choice.is_quantized, builds_plans(choice.target)) for name, choice in choices]
 
 
-def _planned_by(stage: Path, manifest: Manifest) -> Manifest | None:
-    """The manifest whose engines plan the empty prompt now: the bundle's own, or its fallback's where the own do not run here.
+def _run_by(stage: Path, manifest: Manifest) -> Manifest | None:
+    """The manifest whose engines run here, to plan the empty prompt and to calibrate: the bundle's own, or its fallback's.
 
-    None where neither run here (the first request plans it then), and where a plan of these tasks has a picture or video in it.
+    None where neither run here: the first request plans the empty prompt then, and no threshold is calibrated.
     """
-    if default_request(manifest, prompt="") is None:
-        return None
     specs = ((component, manifest.engines[component]) for component in manifest.required_components())
     plans = [(component, spec) for component, spec in specs if builds_plans(spec.target)]
     if all(runs_here(component, spec, [stage / name for name in spec.files]) for component, spec in plans):
@@ -165,6 +173,7 @@ def _manifest(
         steps=Steps(default=min(checkpoint.defaults.steps, options.max_steps), max=options.max_steps),
         sampler=sampler,
         canvas=Canvas(grid=canvas.grid, pixels_per_token=canvas.pixels_per_token) if canvas else None,
+        step_cache=StepCache(loss=options.cache_loss) if options.step_cache else None,
         prompting=prompting,
         machine=_machine_of(engines),
         versions={**library_versions(), "python": platform.python_version(), "mc-runtime": mc_runtime.__version__},

@@ -6,8 +6,34 @@ from collections.abc import Iterable
 
 from mc_export.backbones.base import Backbone
 from mc_export.build.options import PRECISIONS, BuildOptions
+from mc_runtime.bundle.engines import STEP
 from mc_runtime.bundle.manifest import Component
 from mc_runtime.errors import RequestError
+
+# Targets whose kernels are put into all blocks of a whole step, and count them.
+_WHOLE_STEPS = frozenset({"inductor-cuda"})
+
+
+def refuse_uncut(backbone: Backbone, options: BuildOptions) -> None:
+    """Holds the wish to keep residuals between steps against what can be cut behind the first block.
+
+    Raises:
+        RequestError: the backbone's blocks cannot, the target's kernels do not, or int8 has nothing to calibrate the parts on.
+    """
+    if not options.step_cache:
+        return
+    if backbone.stream is None:
+        raise RequestError(f"--cache: {backbone.name} cannot keep a residual: {backbone.uncut}; leave --cache out")
+    choice = options.choice(STEP)
+    for one, option in ((choice, "--engine step="), (options.fallback, "--fallback ")):
+        if one is not None and one.target in _WHOLE_STEPS:
+            raise RequestError(f"--cache: {one.target} compiles whole steps only; say {option}inductor:{one.precision}")
+        if one is not None and one.is_quantized:
+            instead = PRECISIONS[one.target][-2]
+            raise RequestError(
+                f"--cache: the parts of a step are not calibrated, so they cannot be {one.precision}; "
+                f"say {option}{one.target}:{instead}, or leave --cache out"
+            )
 
 
 def refuse_limited(backbone: Backbone, components: Iterable[Component], options: BuildOptions) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mc_runtime.backends.registry import runs_on_gpu
-from mc_runtime.bundle.engines import LORA_SUFFIX
+from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEPS
 from mc_runtime.bundle.manifest import Component, Precision
 from mc_runtime.errors import RequestError
 
@@ -64,6 +64,8 @@ class BuildOptions:
         compute_capabilities: of the GPUs that `tensorrt-rtx` builds for, such as `8.9`; none for Ampere and later.
         fallback: target and precision of a second set of engines, on a CPU, for machines that cannot run the first.
         lora_rank: the largest rank of a request's LoRAs together; 0 for a bundle that takes none.
+        step_cache: whether requests may keep residuals between steps.
+        cache_loss: what its threshold is calibrated to: relative L2 difference of the final latents.
         force: build every engine again, whatever the cache has.
 
     Raises:
@@ -79,6 +81,8 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     fallback: EngineChoice | None = None
     lora_rank: int = 0
+    step_cache: bool = False
+    cache_loss: float = 0.05
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +100,8 @@ class BuildOptions:
                 raise RequestError(f"compute capability {capability!r}: expected one such as 8.9")
         if not 0 <= self.lora_rank <= _MAX_LORA_RANK:
             raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
+        if not 0 < self.cache_loss < 1:
+            raise RequestError(f"cache_loss must be more than 0 and less than 1, got {self.cache_loss:g}")
         for height, width in self.sizes:
             if height < 1 or width < 1:
                 raise RequestError(f"size {height}x{width}: height and width must be positive")
@@ -103,8 +109,8 @@ class BuildOptions:
     def choice(self, component: Component) -> EngineChoice:
         """Target and precision of one component.
 
-        Both engines of a clip's chunks have one, since they share their caches; an engine that takes LoRAs has that of the one
-        it stands in for.
+        Both engines of a clip's chunks have one, since they share their caches; an engine that takes LoRAs, and a part of a
+        step, has that of the one it stands in for.
         """
         named = component.removesuffix("_next").removesuffix(LORA_SUFFIX)
-        return self.engines.get(named) or EngineChoice(self.target, self.precision)
+        return self.engines.get(STEP if named in STEPS else named) or EngineChoice(self.target, self.precision)

@@ -15,12 +15,13 @@ from mc_export.checkpoint.load import Checkpoint
 from mc_export.lora import AdaptedProgram
 from mc_export.model.config import METACANVAS_FILE
 from mc_export.program.base import Program
+from mc_export.program.cut_step import FirstStepProgram, RestStepProgram
 from mc_export.program.image_encoder import ImageEncoderProgram
 from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.program.text_encoder import TextEncoderProgram
 from mc_export.program.vision import VisionProgram
-from mc_runtime.bundle.engines import LORA_SUFFIX
+from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEP_FIRST, STEP_REST, STEPS
 from mc_runtime.bundle.manifest import ENCODED_SOURCES, Component, Frames, PromptingSet, Sizes
 from mc_runtime.errors import CheckpointError, RequestError
 
@@ -191,9 +192,9 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         encoder = checkpoint.load_image_encoder()
         return ImageEncoderProgram(encoder, mean, deviation, context, context_width, max_batch=limits.max_batch)
 
-    def step() -> Program:
-        canvas = None if checkpoint.is_stock else checkpoint.load_canvas()
-        return StepProgram(
+    def step(kind: type[StepProgram]) -> Program:
+        canvas = None if checkpoint.is_stock or kind is RestStepProgram else checkpoint.load_canvas()
+        return kind(
             checkpoint.load_backbone(canvas), context_width, order=limits.order, max_batch=limits.max_batch,
             max_tokens=limits.max_tokens, max_length=limits.context_length, max_canvas=limits.max_canvas,
             max_frames=limits.max_frames, keyframes=keyframes,
@@ -209,13 +210,16 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
         Part("planner", (layout.PLANNER, layout.PLANNER_LORA, backbone, *canvas_files), planner),
         Part("text_encoder", (*(encoder.model for encoder in adapter.encoders), backbone), text_encoder),
         Part("image_encoder", (adapter.image_encoder or "", layout.FEATURE_EXTRACTOR, backbone), image_encoder),
-        Part("step", (backbone, *canvas_files), step),
+        Part(STEP, (backbone, *canvas_files), partial(step, StepProgram)),
+        Part(STEP_FIRST, (backbone, *canvas_files), partial(step, FirstStepProgram)),
+        Part(STEP_REST, (backbone,), partial(step, RestStepProgram)),
         *(Part(component, (layout.VAE,), partial(autoencoder, component)) for component in checkpoint.autoencoder.components),
     ]
     told_of_media = any(condition.source in ENCODED_SOURCES for condition in adapter.conditions(config))
     no_encoder = not told_of_media and "vae_encoder" not in options.engines
     absent = {kind: checkpoint.conditioning != kind for kind in ("text_encoder", "image_encoder")}
     absent |= {"vision": limits.vision_tokens == 0, "planner": checkpoint.is_stock}
+    absent |= dict.fromkeys((STEP_FIRST, STEP_REST), not options.step_cache)
     absent |= {"vae_encoder": no_encoder, "vae_encoder_next": no_encoder}
     for component in options.engines:
         if absent.get(component):
@@ -225,7 +229,7 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     if not options.lora_rank:
         return parts
     read = {checkpoint.conditioning} if adapter.prepares_layers else set()
-    return parts + [_adapted(part, options) for part in parts if part.component in {"planner", "step"} | read]
+    return parts + [_adapted(part, options) for part in parts if part.component in {"planner", *STEPS} | read]
 
 
 def _adapted(part: Part, options: BuildOptions) -> Part:
@@ -257,7 +261,7 @@ def facts_of(part: Part, checkpoint: Checkpoint, limits: Limits, hashes: dict[st
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             hashes[source] = sha256_of_files(checkpoint.path, files)
     reach = asdict(limits)
-    if part.component.removesuffix(LORA_SUFFIX) != "step":
+    if part.component.removesuffix(LORA_SUFFIX) not in STEPS:
         del reach["order"]  # another scheduler rebuilds the step alone
     if part.component == "vision":
         reach = {"vision_tokens": limits.vision_tokens}

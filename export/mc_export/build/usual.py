@@ -5,11 +5,11 @@ from __future__ import annotations
 from mc_export.build.parts import frames_of
 from mc_export.build.plan import PlanWishes
 from mc_export.checkpoint.load import Checkpoint
-from mc_runtime.bundle.engines import LORA_SUFFIX
+from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEP_FIRST, STEPS
 from mc_runtime.bundle.manifest import Component, Sizes
 
-_ON_LATENTS = ("step", "vae_decoder", "vae_decoder_next")
-_ON_CANVAS = ("step", "planner")
+_ON_LATENTS = (*STEPS, "vae_decoder", "vae_decoder_next")
+_ON_CANVAS = (STEP, STEP_FIRST, "planner")
 _ON_PIXELS = ("vae_encoder", "vae_encoder_next")
 
 

@@ -4,8 +4,8 @@
                  the step's end, with the kept residual in the other blocks' place
     step_rest    the other blocks, whose residual is kept from now on, and the step's end, with it
 
-The test is that of First Block Cache (ParaAttention; diffusers' `apply_first_block_cache`): the mean absolute change of what the
-first block adds, relative to its mean when the residual was computed. Here the canvas residual, which enters between patch
+The test is that of First Block Cache (ParaAttention; diffusers' `apply_first_block_cache`): the mean absolute change of what
+the first block adds, relative to its mean when the residual was computed. Here the canvas residual, which enters between patch
 embedding and first block, is part of it, so that a canvas that changes over the steps is seen, and every sample has its own.
 """
 
@@ -143,8 +143,8 @@ class FirstStepProgram(CutStepProgram):
 class RestStepProgram(CutStepProgram):
     """`step_rest`: the step from its first block on, of what `step_first` gave.
 
-    Samples whose `keep` `[B]` is 1 end as they do in `step_first`, and keep `kept_change` and `kept_residual`: they do not depend
-    on what others in the batch ask for.
+    Samples whose `keep` `[B]` is 1 end as they do in `step_first`, and keep `kept_change` and `kept_residual`: they do not
+    depend on what others in the batch ask for.
 
     Args:
         backbone: without a canvas connector; the canvas is in the hidden states.
@@ -194,7 +194,8 @@ class RestStepProgram(CutStepProgram):
         sizes = self._pass.sizes
         return {
             condition.name: sample.new_zeros(
-                *rows[: 1 + condition.per_branch], *(size if isinstance(size, int) else sizes[size] for size in condition.shape)
+                *rows[: 1 + condition.per_branch],
+                *(size if isinstance(size, int) else sizes[size] for size in condition.shape),
             )
             for condition in self.conditions
             if condition.embedded

@@ -68,7 +68,7 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
     Returns:
         One dict of named arrays a run of the engine. Inputs that do not change over a request's steps are shared, not copied.
     """
-    prompts = _prompts(checkpoint)
+    prompts = calibration_prompts(checkpoint)
     if component == "vision":
         return _vision_inputs(checkpoint, seed)
     if component == "planner":
@@ -84,7 +84,7 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
     return _recorded[key][component]
 
 
-def _prompts(checkpoint: Checkpoint) -> tuple[str, ...]:
+def calibration_prompts(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The checkpoint's own prompts, or the built-in ones, but for those over its planner's limit."""
     config = checkpoint.config
     if config is None:
