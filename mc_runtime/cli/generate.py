@@ -210,10 +210,8 @@ def _report(bundle: Path, story: dict[str, Any], result: Result, outputs: Output
     return {
         **story,
         "bundle": str(bundle),
-        "images": [
-            {"path": str(path), "seed": seed, "computed_steps": computed}
-            for path, seed, computed in zip(outputs.results, result.seeds, result.computed_steps, strict=True)
-        ],
+        "images": [{"path": str(path), "seed": seed} for path, seed in zip(outputs.results, result.seeds, strict=True)],
+        **({"computed_steps": list(result.computed_steps)} if "cache" in story else {}),
         "canvas_map": None if outputs.canvas_map is None else str(outputs.canvas_map),
         "sheet": None if outputs.sheet is None else str(outputs.sheet),
         "comparison": None if outputs.comparison is None else str(outputs.comparison),

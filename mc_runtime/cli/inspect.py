@@ -73,6 +73,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "guidance": f"{manifest.guidance.default:g} by default, {manifest.guidance.branches} branches",
         "max batch": str(manifest.max_batch),
         "LoRAs": _lora_line(manifest),
+        "step cache": _cache_line(manifest),
         "made for": " ".join((manifest.machine.arch, manifest.machine.os, *manifest.machine.features)),
         "built": f"{manifest.created} with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.versions.items())),
         "on disk": size_of(sum(file.bytes for file in manifest.files.values())),
@@ -85,6 +86,17 @@ def _lora_line(manifest: Manifest) -> str:
         return "none"
     layers = sum(len(group.layers) for group in groups)
     return f"up to rank {min(group.rank for group in groups)}, of {layers} layers"
+
+
+def _cache_line(manifest: Manifest) -> str:
+    cache = manifest.step_cache
+    if cache is None:
+        return "none"
+    if cache.threshold is None:
+        return "threshold not calibrated"
+    row = next((row for row in cache.calibrated if row.threshold == cache.threshold), None)
+    measured = "keeps nothing" if row is None else f"{row.computed:.0%} of the steps computed, latents off by {row.loss:.1%}"
+    return f"threshold {cache.threshold:g}: {measured} in {cache.requests} requests of {cache.steps} steps"
 
 
 def _engine_lines(manifest: Manifest, engines: Mapping[str, Engine]) -> list[str]:
