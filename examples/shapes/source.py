@@ -38,7 +38,7 @@ class Source:
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command `--bundle`, `--checkpoint`, `--no-canvas` and `--cache`, and calls it with the `source` that they name."""
+    """Gives a command `--bundle`, `--checkpoint`, `--no-canvas` and `--cache`, and calls it with the `source` they name."""
 
     @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="A built bundle, run by mc_runtime.")
     @click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), help="A checkpoint, run by torch.")
