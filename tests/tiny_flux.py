@@ -122,3 +122,8 @@ def tiny_metacanvas_flux(
     }  # fmt: skip
     widths = (FLUX_DIM, FLUX_CONTEXT_DIM, FLUX_POOLED_DIM)
     return save_metacanvas(folder, seed, components, PIPELINES[kind].__name__, canvas, widths, random_projections)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """Latents `[B, C, H, W]` as the model's tokens, by diffusers' own function."""
+    return FluxKontextPipeline._pack_latents(latents, *latents.shape)

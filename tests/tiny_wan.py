@@ -84,3 +84,9 @@ def tiny_metacanvas_wan(
     vae = tiny_wan_autoencoder("2.2", seed + 2)
     components = {"transformer": tiny_wan(seed + 1, clips), "vae": vae, "scheduler": unipc()}
     return save_metacanvas(folder, seed, components, "WanPipeline", canvas, (WIDTH, TEXT_DIM, None))
+
+
+def noise_of(batch: int, frames: int, size: tuple[int, int], seed: int = 5) -> torch.Tensor:
+    """Latents `[B, C, T, H, W]` of clips of so many pixel frames and pixels (height, width)."""
+    shape = (batch, CHANNELS, 1 + (frames - 1) // 4, size[0] // 8, size[1] // 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
