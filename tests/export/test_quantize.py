@@ -26,7 +26,7 @@ from mc_export.quantize import onnxruntime as ort_quantizer
 from mc_export.quantize import openvino as ov_quantizer
 from mc_export.quantize import tensorrt as trt_quantizer
 from mc_export.quantize.calibration import MAX_STEP_INPUTS, calibration_inputs
-from mc_export.quantize.pointwise import pointwise_to_products
+from mc_export.quantize.pointwise import pointwise_to_products, transpose_weights_once
 from mc_export.quantize.policy import GATE, split
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
@@ -136,6 +136,35 @@ def test_pointwise_convolutions_become_products(step: Case, tmp_path: Path) -> N
     onnx.save(model, tmp_path / "step.onnx")
     feed = step.inputs[0]
     np.testing.assert_allclose(run_onnx(tmp_path / "step.onnx", feed), run_onnx(step.onnx, feed), atol=1e-5)
+
+
+def test_weights_that_two_products_share_are_quantized_around(tmp_path: Path) -> None:
+    """As Wan's timestep embedding has them, which runs for the noisy and the clean frames."""
+    generator = np.random.default_rng(1)
+    drawn = {"shared": (12, 8), "bias": (12,), "matrix": (12, 6)}
+    weights = [
+        onnx.numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name) for name, shape in drawn.items()
+    ]
+    nodes = [
+        onnx.helper.make_node("Gemm", ["a", "shared", "bias"], ["c"], name="first", transB=1),
+        onnx.helper.make_node("Gemm", ["b", "shared", "bias"], ["d"], name="second", transB=1),
+        onnx.helper.make_node("Sub", ["c", "d"], ["e"], name="minus"),
+        onnx.helper.make_node("MatMul", ["e", "matrix"], ["next_sample"], name="product"),
+    ]
+    ends = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", None]) for name in "ab"}
+    result = onnx.helper.make_tensor_value_info("next_sample", onnx.TensorProto.FLOAT, ["B", 6])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "shares", list(ends.values()), [result], weights),
+        opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "plain.onnx")
+    feeds = [{name: generator.standard_normal((3, 8)).astype(np.float32) for name in "ab"} for _ in range(4)]
+    options = quantize_onnxruntime(tmp_path / "plain.onnx", tmp_path / "int8.onnx", feeds, "step")
+    result, expected = (run_onnx(tmp_path / f"{name}.onnx", feeds[0]) for name in ("int8", "plain"))
+    assert 0 < relative(result, expected) < 0.02
+    assert options["kept_fp32"] == []
+    assert transpose_weights_once(model) == 2
+    assert transpose_weights_once(model) == 0
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from onnxruntime.quantization import (
 
 from mc_export.lower import Calibration
 from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD
-from mc_export.quantize.pointwise import drop_unused_weights, pointwise_to_products
+from mc_export.quantize.pointwise import drop_unused_weights, pointwise_to_products, transpose_weights_once
 from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import Layer, Outputs, choose_kept, relative_error
 from mc_runtime.bundle.atomic import full_disk_is_said
@@ -58,11 +58,14 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
         scratch = Path(folder)
         model = onnx.load(onnx_path)
         pointwise_to_products(model)
+        transpose_weights_once(model)
         # Stale shapes inside a graph with dynamic sizes fail the quantizer's shape inference.
         del model.graph.value_info[:]
         plain, full, trial = (scratch / f"{name}.onnx" for name in ("plain", "full", "trial"))
         save_graph(model, plain)
-        layers = quantizable_layers(model, scratch, feeds.held_out[0])
+        # Not `Gemm`, which onnxruntime's quantizer renames before it looks for the layers it is told: such products are of one
+        # row a sample, timesteps and modulation, and are no work to save.
+        layers = quantizable_layers(model, scratch, feeds.held_out[0], ("MatMul", "Conv"))
         references = outputs_of(plain, feeds.held_out)
         convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
         _quantize_convolutions(plain, full, [layer.name for layer in layers if layer.name in convolutions], feeds.calibration)
@@ -81,10 +84,12 @@ def quantize_onnxruntime(onnx_path: Path, out_path: Path, inputs: Calibration, c
     return described(selection, len(feeds.calibration))
 
 
-def quantizable_layers(model: onnx.ModelProto, scratch: Path, feed: dict[str, np.ndarray[Any, Any]]) -> list[Layer]:
+def quantizable_layers(
+    model: onnx.ModelProto, scratch: Path, feed: dict[str, np.ndarray[Any, Any]], kinds: Sequence[str] = KINDS
+) -> list[Layer]:
     """The products and convolutions with constant weights, in graph order, with their work on `feed`."""
     weights = {initializer.name: initializer for initializer in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in KINDS and _has_weights(node, weights)]
+    nodes = [node for node in model.graph.node if node.op_type in kinds and _has_weights(node, weights)]
     shapes = _shapes(model, [node.output[0] for node in nodes], scratch, feed)
     layers = []
     for node in nodes:
@@ -163,7 +168,7 @@ def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
         quantize_dynamic(
             str(plain),
             str(path),
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul"],
             nodes_to_quantize=list(names),
             per_channel=True,
             weight_type=QuantType.QInt8,

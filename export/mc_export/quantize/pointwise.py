@@ -1,4 +1,7 @@
-"""1 x 1 convolutions as matrix products, the form in which onnxruntime quantizes them without quantizing their outputs."""
+"""Graphs in the form that onnxruntime's quantizer needs.
+
+1 x 1 convolutions become matrix products, which it quantizes without their outputs; weights are such that it transposes none.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,34 @@ def pointwise_to_products(model: onnx.ModelProto) -> int:
             nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    drop_unused_weights(model)
+    return count
+
+
+def transpose_weights_once(model: onnx.ModelProto) -> int:
+    """Lets every `Gemm` read its constant weights as `[in, out]`, in place.
+
+    onnxruntime's quantizer transposes them once for each node that reads them. Where two share them, as the embeddings of Wan's
+    noisy and clean frames do, they would end as they began, and the graph would not load.
+
+    Returns:
+        How many nodes it changed.
+    """
+    weights = {initializer.name: initializer for initializer in model.graph.initializer}
+    transposed: set[str] = set()
+    count = 0
+    for node in model.graph.node:
+        flag = next((attribute for attribute in node.attribute if attribute.name == "transB" and attribute.i), None)
+        if node.op_type != "Gemm" or flag is None or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        node.input[1] = f"{name}_transposed"
+        flag.i = 0
+        if name not in transposed:
+            matrix = np.ascontiguousarray(numpy_helper.to_array(weights[name]).T)
+            model.graph.initializer.append(numpy_helper.from_array(matrix, node.input[1]))
+            transposed.add(name)
+        count += 1
     drop_unused_weights(model)
     return count
 
