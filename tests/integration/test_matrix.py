@@ -4,7 +4,8 @@ Generated from the specs: what a spec calls limited is refused with its reason, 
 precision. A target that compiles torch programs takes minutes an engine: of it, only the MetaCanvas step is built.
 
 Final latents by `mc_export.support.BOUNDS`, relative L2; in float32 pictures within one level of 255 besides. Below float32 the
-bounds are of sanity: the weights are random.
+bounds are of sanity: the weights are random. What was measured goes into pytest's JUnit report, and by `benchmarks.matrix`
+from there into docs/matrix.md.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def expected(reference: Reference) -> Expected:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.backbone.name}-{cell.kind}-{cell.target}-{cell.precision}")
-def test_a_bundle_makes_what_the_reference_makes(cell: Cell, reference: Reference, expected: Expected, tmp_path: Path) -> None:
+def test_a_bundle_makes_what_the_reference_makes(
+    cell: Cell, reference: Reference, expected: Expected, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     machine = available()[cell.target]
     if not machine["ready"]:
         pytest.skip(f"{cell.target}: {machine['reason']}")
@@ -108,15 +111,21 @@ def test_a_bundle_makes_what_the_reference_makes(cell: Cell, reference: Referenc
     instead = {component: EngineChoice("onnxruntime", Precision.FP32) for component in cell.limited}
     build_bundle(checkpoint.path, tmp_path / "bundle", cell.options(**instead))
     runtime = Runtime.load(tmp_path / "bundle", threads=1)
+    wrong = []
     for case in cases(checkpoint):
         wanted = expected(cell.backbone.name, cell.kind, case)
         result = runtime.generate(PROMPTS, **case.arguments(checkpoint))
         error = np.linalg.norm(result.latents - wanted.latents) / np.linalg.norm(wanted.latents)
-        assert error <= BOUNDS[cell.precision], f"{case}: relative L2 {error:.2g}"
         ours, theirs = _pixels(result, 1), _pixels(wanted, 255)
         assert ours.shape == theirs.shape
-        if cell.precision is Precision.FP32:
-            assert np.abs(ours - theirs).max() <= 1, case
+        levels = np.abs(ours - theirs)
+        what = "guided" if case.scale > 1 else "unguided"
+        record_property(f"{case.task} {what}", f"{error:.3g} {levels.mean():.3g} {levels.max():.3g}")
+        if not error <= BOUNDS[cell.precision] or (cell.precision is Precision.FP32 and levels.max() > 1):
+            wrong.append(
+                f"{case}: relative L2 {error:.2g}, pictures differ by {levels.max():.1f} levels, {levels.mean():.2g} on average"
+            )
+    assert not wrong, "\n".join(wrong)
 
 
 def _pixels(result: Any, levels: int) -> np.ndarray:

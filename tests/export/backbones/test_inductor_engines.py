@@ -20,7 +20,7 @@ from mc_export.checkpoint import Checkpoint, load_checkpoint
 from mc_export.lower import lower_program
 from mc_export.program.base import Program
 from mc_export.sampler import build_sampler_table
-from mc_runtime.bundle.manifest import Engine, Precision
+from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
 from tests.factories import tiny_metacanvas_checkpoint, tiny_stock_sana
 from tests.factories_unet import (
     tiny_metacanvas_animatediff,
@@ -61,6 +61,8 @@ ENGINES = [
     ("svd", ("image_encoder", "step", "vae_encoder", "vae_decoder")),
 ]
 SAME_WITH_A_CANVAS = ("vae_decoder", "vae_encoder", "vae_decoder_next", "vae_encoder_next")
+# Relative L2 of any output. In bf16 that of a build (`mc_export.build.verify`).
+TOLERANCE = {Precision.FP32: 2e-5, Precision.BF16: 5e-2}
 Load = Callable[[str], Checkpoint]
 
 
@@ -92,18 +94,26 @@ def parts(checkpoint: Checkpoint, components: tuple[str, ...] = ()) -> dict[str,
     return {part.component: part for part in parts_of(checkpoint, limits, options)}
 
 
-def check_package(make: Callable[[], Program], folder: Path, feeds: list[dict[str, torch.Tensor]] | None = None) -> None:
+def check_package(
+    make: Callable[[], Program],
+    folder: Path,
+    feeds: list[dict[str, torch.Tensor]] | None = None,
+    precision: Precision = Precision.FP32,
+) -> MeasuredError:
     """Compiles the program and compares, at a small request's sizes, at the example's and at odd larger ones."""
     program = make()
-    files, options = lower_program("inductor", program, Precision.FP32, folder)
+    files, options = lower_program("inductor", program, precision, folder)
+    if precision is not Precision.FP32:
+        program = make()  # the weights of what was compiled are not what they were
     spec = Engine(
-        target="inductor", precision=Precision.FP32, files=tuple(file.name for file in files),
+        target="inductor", precision=precision, files=tuple(file.name for file in files),
         inputs=program.inputs, outputs=program.outputs, options=options,
     )  # fmt: skip
     extents = [program.example_extents, *program.check_extents()]
     feeds = feeds or [program.example(sizes, seed=seed) for seed, sizes in enumerate(extents)]
-    error = verify_engine(program, spec, files, feeds, tolerance=2e-5)
+    error = verify_engine(program, spec, files, feeds, tolerance=TOLERANCE[precision])
     assert error.relative_l2 > 0, "an exact match of floats means that nothing was compared"
+    return error
 
 
 @pytest.mark.slow
@@ -122,9 +132,13 @@ def test_a_step_of_one_block_equals_its_module(name: str, model: Any, order: int
 
 @pytest.mark.matrix
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", list(TOLERANCE))
 @pytest.mark.parametrize(("name", "component"), [(name, component) for name, listed in ENGINES for component in listed])
-def test_every_engine_equals_its_module(load: Load, name: str, component: str, tmp_path: Path) -> None:
-    check_package(parts(load(name), (component,))[component].make, tmp_path)
+def test_every_engine_equals_its_module(
+    load: Load, name: str, component: str, precision: Precision, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    error = check_package(parts(load(name), (component,))[component].make, tmp_path, precision=precision)
+    record_property("relative_l2", f"{error.relative_l2:.3g}")
 
 
 @pytest.mark.parametrize(("name", "listed"), ENGINES)
