@@ -31,6 +31,7 @@ class BuildChoices:
     force: bool = False
     fallback: tuple[str, str] | None = None
     capabilities: tuple[str, ...] = ()
+    calibration: Path | None = None
 
 
 @click.command("build")
@@ -73,6 +74,10 @@ class BuildChoices:
     "--cache-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="LOSS",
     help="Relative difference of the latents that --cache is calibrated to; 0.05 if left out.",
 )  # fmt: skip
+@click.option(
+    "--calibration", type=options.FILE, metavar="FILE",
+    help="For fp8: what `mc-runtime calibrate` wrote. Measured while building, if left out.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
 @options.json_option
 @options.debug_option
@@ -89,6 +94,7 @@ def command(
     lora_rank: int,
     step_cache: bool,
     cache_loss: float | None,
+    calibration: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -106,6 +112,7 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision int8 --engine vae_decoder=openvino:bf16
       mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision bf16 --fallback onnxruntime
+      mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision fp8 --compute-capability 8.9
       mc-runtime build ./checkpoint -o ./bundle --lora-rank 16
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16 --cache
     """
@@ -113,6 +120,7 @@ def command(
     choices = BuildChoices(
         checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank,
         step_cache or cache_loss is not None, cache_loss, force, fallback, named,
+        calibration,
     )  # fmt: skip
     with progress_bar("building", quiet=as_json) as progress:
         report = run_build(choices, progress)
@@ -142,6 +150,7 @@ def run_build(choices: BuildChoices, progress: Progress) -> dict[str, Any]:
             force=choices.force,
             fallback=choices.fallback and EngineChoice(choices.fallback[0], Precision(choices.fallback[1])),
             compute_capabilities=choices.capabilities,
+            calibration=choices.calibration,
             **asked,
         )
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "mc_runtime.cli.bench",
     "doctor": "mc_runtime.cli.doctor",
     "assemble": "mc_runtime.cli.assemble",
+    "calibrate": "mc_runtime.cli.calibrate",
 }
 
 EXIT_FAULT = 1

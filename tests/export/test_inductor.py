@@ -315,7 +315,13 @@ def test_packages_for_a_gpu_are_built_on_one(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(inductor_cuda, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert inductor_cuda.required_gpu() == (9, 0)
-    facts = target_facts("inductor-cuda")
+    assert inductor_cuda.required_gpu(Precision.FP8) == (9, 0)
+    facts = target_facts("inductor-cuda", Precision.BF16)
     assert facts["capability"] == (9, 0)
     assert {"linear_attention.py", "launch.py"} <= set(facts["kernels"])
-    assert target_facts("inductor") == target_facts("onnxruntime") == {}
+    assert target_facts("inductor", Precision.BF16) == target_facts("onnxruntime", Precision.FP32) == {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    with pytest.raises(
+        EngineError, match=r"fp8 needs compute capability 8\.9, the GPU here has 8\.6; build with --precision bf16"
+    ):
+        target_facts("inductor-cuda", Precision.FP8)

@@ -13,7 +13,7 @@ from typing import Any
 from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
-from mc_export.build.plan import PlanWishes, make_plan
+from mc_export.build.plan import PlanWishes, ToFp8, as_it_is, make_plan
 from mc_export.build.progress import State, StateClock
 from mc_export.build.verify import held_out_feeds, verify_engine
 from mc_export.lora import AdaptedProgram
@@ -32,6 +32,7 @@ def make_engine(
     graph_key: str,
     wishes: PlanWishes,
     tick: Callable[[float], None] = lambda share: None,
+    to_fp8: ToFp8 = as_it_is,
 ) -> dict[str, Any]:
     """Builds and verifies one engine into `directory`.
 
@@ -44,6 +45,7 @@ def make_engine(
         graph_key: content key of its ONNX graph; empty to export it anew whatever the cache has.
         wishes: what a TensorRT plan is built for.
         tick: told of the share of a state that is done, where a library tells it.
+        to_fp8: puts layers in FP8 into a program and says what to note of it; asked only for fp8.
 
     Returns:
         The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took, also by state.
@@ -56,14 +58,22 @@ def make_engine(
     enter = clock.enter
     enter(State.LOADING)
     if builds_plans(choice.target):
-        spec = make_plan(part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, graph_key=graph_key)
+        spec = make_plan(
+            part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, to_fp8=to_fp8,
+            graph_key=graph_key,
+        )  # fmt: skip
         return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
     program = part.make()
     groups = program.groups if isinstance(program, AdaptedProgram) else ()
     calibration: Calibration = []
     if takes_programs(choice.target):
+        notes: dict[str, Any] = {}
+        if choice.precision is Precision.FP8:
+            enter(State.CALIBRATING)
+            calibration, notes = calibrate(part.component), to_fp8(program)
         enter(State.LOWERING)
         files, options = lower_program(choice.target, program, choice.precision, directory)
+        options |= notes
         if choice.precision is not Precision.FP32:
             del program  # its weights are not what they were, and there may be no room for two
             gc.collect()

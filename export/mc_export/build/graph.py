@@ -24,7 +24,7 @@ _KEPT_BYTES = 1 << 29
 
 def graph_of(choice: EngineChoice) -> str:
     """What the graph of an engine depends on besides its program: one serves all targets that take float32."""
-    lowered = builds_plans(choice.target) and choice.precision in (Precision.FP16, Precision.BF16)
+    lowered = builds_plans(choice.target) and choice.precision in (Precision.FP16, Precision.BF16, Precision.FP8)
     return f"{choice.precision} {BF16_OPSET}" if lowered else str(OPSET)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mc_runtime.backends.registry import runs_on_gpu
 from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEPS
@@ -16,10 +17,13 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "onnxruntime": (Precision.FP32, Precision.INT8),
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
     "inductor": (Precision.FP32, Precision.BF16),
-    "inductor-cuda": (Precision.FP32, Precision.BF16),
-    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
-    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
+    "inductor-cuda": (Precision.FP32, Precision.BF16, Precision.FP8),
+    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8),
+    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8),
 }
+
+FP8_COMPONENTS: tuple[Component, ...] = ("planner", "step")
+"""The engines whose products are worth FP8: the others run once a request, on few rows or by convolutions."""
 
 _MAX_LORA_RANK = 512
 
@@ -47,7 +51,7 @@ class EngineChoice:
     @property
     def is_quantized(self) -> bool:
         """Whether building it needs calibration."""
-        return self.precision is Precision.INT8
+        return self.precision in (Precision.INT8, Precision.FP8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class BuildOptions:
         lora_rank: the largest rank of a request's LoRAs together; 0 for a bundle that takes none.
         step_cache: whether requests may keep residuals between steps.
         cache_loss: what its threshold is calibrated to: relative L2 difference of the final latents.
+        calibration: a file of `mc-runtime calibrate`, which says what stays in bf16 in an fp8 engine; None measures it now.
         force: build every engine again, whatever the cache has.
 
     Raises:
@@ -83,6 +88,7 @@ class BuildOptions:
     lora_rank: int = 0
     step_cache: bool = False
     cache_loss: float = 0.05
+    calibration: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +96,11 @@ class BuildOptions:
         for component in self.engines:
             if component not in COMPONENTS:
                 raise RequestError(f"component {component!r} is unknown; choose {', '.join(COMPONENTS)}")
+            if self.engines[component].precision is Precision.FP8 and component not in FP8_COMPONENTS:
+                target = self.engines[component].target
+                raise RequestError(
+                    f"--engine {component}={target}:fp8: fp8 is for {' and '.join(FP8_COMPONENTS)}; take {target}:bf16"
+                )
         for name, value, limit in (("max_batch", self.max_batch, 256), ("max_steps", self.max_steps, 1000)):
             if not 1 <= value <= limit:
                 raise RequestError(f"{name} must be 1 to {limit}, got {value}")
@@ -102,6 +113,12 @@ class BuildOptions:
             raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
         if not 0 < self.cache_loss < 1:
             raise RequestError(f"cache_loss must be more than 0 and less than 1, got {self.cache_loss:g}")
+        step = self.choice(STEP)
+        if self.step_cache and step.precision is Precision.FP8:
+            raise RequestError(
+                f"--cache: cuts the step, and fp8 is calibrated on a whole one; say --engine step={step.target}:bf16, or leave "
+                "--cache out"
+            )
         for height, width in self.sizes:
             if height < 1 or width < 1:
                 raise RequestError(f"size {height}x{width}: height and width must be positive")
@@ -110,7 +127,11 @@ class BuildOptions:
         """Target and precision of one component.
 
         Both engines of a clip's chunks have one, since they share their caches; an engine that takes LoRAs, and a part of a
-        step, has that of the one it stands in for.
+        step, has that of the one it stands in for. A bundle in fp8 has the engines that fp8 is not for in bf16.
         """
         named = component.removesuffix("_next").removesuffix(LORA_SUFFIX)
-        return self.engines.get(STEP if named in STEPS else named) or EngineChoice(self.target, self.precision)
+        named = STEP if named in STEPS else named
+        chosen = self.engines.get(named) or EngineChoice(self.target, self.precision)
+        if chosen.precision is Precision.FP8 and named not in FP8_COMPONENTS:
+            return EngineChoice(chosen.target, Precision.BF16)
+        return chosen

@@ -14,7 +14,7 @@ import torch
 from mc_export.build.graph import cached_graph
 from mc_export.build.options import EngineChoice
 from mc_export.build.progress import State
-from mc_export.build.verify import held_out_feeds, runs_here, verify_engine, verify_results
+from mc_export.build.verify import check_finite, held_out_feeds, runs_here, verify_engine, verify_results
 from mc_export.lower import Calibration
 from mc_export.lower.bf16 import compute_in
 from mc_export.lower.onnx import OnnxFile
@@ -24,7 +24,16 @@ from mc_export.program.base import Extents, Program
 from mc_runtime.backends.trt_plans import Profile
 from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
 
-_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+ToFp8 = Callable[[Program], dict[str, Any]]
+"""Puts layers in FP8 into a program and says what to note of it."""
+
+
+def as_it_is(program: Program) -> dict[str, Any]:
+    """Of a program that has no layer in FP8."""
+    return {}
+
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ def make_plan(
     enter: Callable[[State], None],
     tick: Callable[[float], None],
     calibrate: Callable[[str], Calibration],
+    to_fp8: ToFp8 = as_it_is,
     graph_key: str = "",
 ) -> Engine:
     """Builds and verifies one plan in `directory`.
@@ -65,7 +75,8 @@ def make_plan(
         wishes: what it is built for.
         enter: told of every state.
         tick: told of the library's progress; what it raises stops the build.
-        calibrate: gives a component's calibration inputs; asked only for int8.
+        calibrate: gives a component's calibration inputs; asked only for int8 and fp8.
+        to_fp8: puts layers in FP8 into a program and says what to note of it; asked only for fp8.
         graph_key: content key of the graph; empty to export it anew.
 
     Returns:
@@ -78,13 +89,17 @@ def make_plan(
     profiles = profiles_of(program.axes, wishes.usual, wishes.served)
     shapes = list(checked_extents(program, profiles))
     feeds = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
+    notes: dict[str, Any] = {}
+    held_out: list[dict[str, torch.Tensor]] = []
+    if choice.precision is Precision.FP8:
+        enter(State.CALIBRATING)
+        notes = to_fp8(program)
+        held_out = held_out_feeds(calibrate(program.component), program.component)
     if choice.precision in _DTYPES:
         program = compute_in(program, _DTYPES[choice.precision])
     with tempfile.TemporaryDirectory(dir=directory, prefix=".lowering-") as scratch:
         onnx = cached_graph(program, Path(scratch), enter, graph_key)
-        notes: dict[str, Any] = {}
-        held_out: list[dict[str, torch.Tensor]] = []
-        if choice.is_quantized:
+        if choice.precision is Precision.INT8:
             enter(State.CALIBRATING)
             calibration = calibrate(program.component)
             held_out = held_out_feeds(calibration, program.component)
@@ -127,19 +142,21 @@ def _error(
     One that was calibrated is measured on `held_out`, inputs of real requests; on random ones its results need only be finite.
     """
     here = runs_here(program.component, spec, files)
+    measured, finite = (held_out, feeds) if held_out else (feeds, ())
     if spec.precision not in _DTYPES:
-        measured, finite = (held_out, feeds) if held_out else (feeds, ())
         if here:
             return verify_engine(program, spec, files, measured, also_finite=finite)
         graph = replace(spec, target="onnxruntime", files=tuple(file.name for file in onnx.files), options={})
         return replace(verify_engine(program, graph, onnx.files, measured, also_finite=finite), of="graph")
-    results = [] if here else [program.run(feed) for feed in feeds]
+    results = [] if here else [program.run(feed) for feed in measured]
+    for feed in () if here else finite:
+        check_finite(program.component, program.run(feed))
     del program
     gc.collect()  # there may be no room for both
     reference = make()
     if here:
-        return verify_engine(reference, spec, files, feeds)
-    return replace(verify_results(reference, spec, feeds, results), of="graph")
+        return verify_engine(reference, spec, files, measured, also_finite=finite)
+    return replace(verify_results(reference, spec, measured, results), of="graph")
 
 
 def checked_extents(program: Program, profiles: Sequence[Profile]) -> Iterable[dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import hypot
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from mc_runtime.errors import BundleError, EngineError
 # Relative L2 error of any output. Float32 engines only reorder sums. The others are what such engines show on random weights,
 # with room; whether pictures keep their quality is measured on pictures.
 TOLERANCE = {Precision.FP32: 2e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2, Precision.INT8: 2e-1}
+# An fp8 engine may lose what its layers were chosen to lose and what bf16 does, with so much room.
+_FP8_ROOM = 1.25
 # The norm an output of n numbers is compared with is at least this times sqrt(n): one that is zero by design stays near it.
 _RMS_FLOOR = 1e-3
 # Real requests a quantized engine is verified on.
@@ -112,7 +115,7 @@ def _compared(program: Program, feed: Mapping[str, Tensor], results: Mapping[str
 
 def _judged(component: str, spec: Engine, errors: Sequence[MeasuredError], tolerance: float | None) -> MeasuredError:
     """The largest of the errors. Raises EngineError where it exceeds the tolerance."""
-    limit = TOLERANCE[spec.precision] if tolerance is None else tolerance
+    limit = tolerance_of(spec) if tolerance is None else tolerance
     worst = _worst(errors, tuple(shape for error in errors for shape in error.shapes))
     if not worst.relative_l2 <= limit:
         mend = "keep it in fp32" if spec.precision is not Precision.FP32 else "this is a fault of the exporter; report it"
@@ -122,6 +125,20 @@ def _judged(component: str, spec: Engine, errors: Sequence[MeasuredError], toler
             + (f" with --engine {component}={spec.target}:fp32" if spec.precision is not Precision.FP32 else "")
         )
     return worst
+
+
+def tolerance_of(spec: Engine) -> float:
+    """Largest relative L2 error that an engine may have."""
+    if spec.precision is Precision.FP8:
+        return _FP8_ROOM * hypot(float(spec.options["fp8"]["loss"]), TOLERANCE[Precision.BF16])
+    return TOLERANCE[spec.precision]
+
+
+def check_finite(component: str, results: Mapping[str, Tensor]) -> None:
+    """Raise EngineError where a number is not finite."""
+    for name, output in results.items():
+        if not bool(torch.isfinite(output).all()):
+            raise EngineError(f"{component}: {name} has numbers that are not finite; build it in another precision")
 
 
 def measure(result: NDArray[np.float32], reference: NDArray[np.float32], where: str) -> MeasuredError:

@@ -39,7 +39,7 @@ def takes_programs(target: str) -> bool:
     return target in _PROGRAM_HOMES
 
 
-def target_facts(target: str) -> dict[str, Any]:
+def target_facts(target: str, precision: Precision) -> dict[str, Any]:
     """What an engine of a target depends on besides its program, our exporter and the libraries: a GPU, say.
 
     Raises:
@@ -47,7 +47,7 @@ def target_facts(target: str) -> dict[str, Any]:
     """
     if not takes_programs(target):
         return {}
-    facts: dict[str, Any] = import_module(_PROGRAM_HOMES[target]).cache_facts()
+    facts: dict[str, Any] = import_module(_PROGRAM_HOMES[target]).cache_facts(precision)
     return facts
 
 

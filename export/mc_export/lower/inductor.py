@@ -68,7 +68,7 @@ def engine_files(program: Program, precision: Precision, directory: Path) -> tup
     return [package, weights], options
 
 
-def cache_facts() -> dict[str, Any]:
+def cache_facts(precision: Precision) -> dict[str, Any]:
     """Nothing more: the CPU's features are part of every key, and what a compiler's version changes is not the numbers."""
     return {}
 
@@ -98,7 +98,8 @@ def exported_in(program: Program, precision: Precision) -> ExportedProgram:
     Raises:
         EngineError: it cannot be exported.
     """
-    exported = export_program(compute_in_bf16(program) if precision is Precision.BF16 else program)
+    lowered = precision in (Precision.BF16, Precision.FP8)  # what is not in fp8 is in bf16
+    exported = export_program(compute_in_bf16(program) if lowered else program)
     names, listed = exported.graph_signature.user_inputs, tuple(spec.name for spec in program.inputs)
     if tuple(names) != listed:
         raise EngineError(f"{program.component}: the export takes {names} where the manifest lists {listed}")

@@ -76,6 +76,7 @@ def onnx_from_program(
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
                 verbose=False,
+                custom_translation_table=_translations(program),
             )
     except Exception as error:  # the exporter raises many types; each means the same here
         reason = " ".join(str(error).split())[:500]
@@ -91,6 +92,15 @@ def onnx_from_program(
         ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=weights < EXTERNAL_DATA_THRESHOLD)
     return OnnxFile.at(path)
+
+
+def _translations(program: ExportedProgram) -> Any:
+    """ONNX forms of our own operators, where the program has any."""
+    if not any(str(node.target).startswith("mc_kernels.fp8") for node in program.graph.nodes):
+        return None
+    from mc_export.lower.onnx_fp8 import translations
+
+    return translations()
 
 
 def _data_file(path: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mc_export.lower.onnx import OnnxFile
 from mc_export.lower.trt_monitor import make_monitor
+from mc_kernels.fp8_linear import CAPABILITY
 from mc_runtime.backends.cuda import load_cuda, this_gpu
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, TrtLibrary, make_log, network_flags
 from mc_runtime.backends.trt_plans import Profile, profile_shapes
@@ -21,6 +22,8 @@ from mc_runtime.errors import EngineError, RequestError
 
 # What a plan is built for if nothing is named: every generation of TensorRT for RTX from Ampere on. Turing has no bf16.
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+# And in fp8, which the tensor cores before Ada do not have.
+_FP8_CAPABILITIES = ("8.9", "12.0")
 _SHOWN_ERRORS = 5
 
 
@@ -61,7 +64,7 @@ def plan_file(onnx: OnnxFile, order: PlanOrder, directory: Path) -> tuple[list[P
     """
     library = TRT_LIBRARIES[order.target]
     trt = library.load()
-    capabilities = capabilities_for(order.target, order.capabilities)
+    capabilities = capabilities_for(order.target, order.capabilities, order.precision)
     log = make_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(network_flags(trt))
@@ -142,25 +145,44 @@ def _capabilities(trt: Any) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": member for name, member in named if name.startswith("SM")}
 
 
-def capabilities_for(target: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
+def capabilities_for(target: str, asked: Sequence[str] = (), precision: Precision = Precision.FP32) -> tuple[str, ...]:
     """The compute capabilities that a plan is built for.
 
     Args:
         target: `tensorrt` or `tensorrt-rtx`.
         asked: what was named; none for the target's own choice.
+        precision: of the plan.
 
     Raises:
-        RequestError: one that the library does not know; the message lists those it knows.
-        EngineError: the library is not installed, or the target builds for the GPU at hand and there is none.
+        RequestError: one that the library does not know, or that has no such precision; the message lists those it knows.
+        EngineError: the library is not installed, or the target builds for the GPU at hand and there is none, or one that has
+            no such precision.
     """
     library = TRT_LIBRARIES[target]
     if not library.builds_anywhere:
-        return _of_this_gpu(library, asked)
+        here = _of_this_gpu(library, asked)
+        if precision is Precision.FP8 and _is_before_fp8(here[0]):
+            raise EngineError(f"{target}: {_no_fp8(here)}")
+        return here
     known = _capabilities(library.load())
     wrong = [capability for capability in asked if capability not in known]
     if wrong:
         raise RequestError(f"--compute-capability {', '.join(wrong)}: {target} builds for {', '.join(known)}")
-    return tuple(dict.fromkeys(asked)) or tuple(name for name in DEFAULT_CAPABILITIES if name in known)
+    usual = DEFAULT_CAPABILITIES
+    if precision is Precision.FP8:
+        usual, before = _FP8_CAPABILITIES, [capability for capability in asked if _is_before_fp8(capability)]
+        if before:
+            raise RequestError(f"--compute-capability {', '.join(before)}: {_no_fp8(before)}")
+    return tuple(dict.fromkeys(asked)) or tuple(name for name in usual if name in known)
+
+
+def _is_before_fp8(capability: str) -> bool:
+    return tuple(map(int, capability.split("."))) < CAPABILITY
+
+
+def _no_fp8(capabilities: Sequence[str]) -> str:
+    first = ".".join(map(str, CAPABILITY))
+    return f"fp8 needs compute capability {first}, {', '.join(capabilities)} has none; build with --precision int8 or bf16"
 
 
 def _of_this_gpu(library: TrtLibrary, asked: Sequence[str]) -> tuple[str, ...]:
@@ -180,6 +202,9 @@ def _of_this_gpu(library: TrtLibrary, asked: Sequence[str]) -> tuple[str, ...]:
     return (here,)
 
 
-def plan_facts(target: str, asked: Sequence[str]) -> dict[str, Any]:
+def plan_facts(target: str, asked: Sequence[str], precision: Precision = Precision.FP32) -> dict[str, Any]:
     """What a plan depends on besides its graph: the library's version and the GPUs it is for. Raises as `capabilities_for`."""
-    return {"version": str(TRT_LIBRARIES[target].load().__version__), "capabilities": capabilities_for(target, asked)}
+    return {
+        "version": str(TRT_LIBRARIES[target].load().__version__),
+        "capabilities": capabilities_for(target, asked, precision),
+    }

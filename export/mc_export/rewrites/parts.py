@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mc_export.quantize.fp8.layers import Fp8Linear, Pointwise
 from mc_kernels.gated_residual_norm import gated_residual_norm
 from mc_runtime.errors import EngineError
 
@@ -39,15 +40,30 @@ class Stream(NamedTuple):
         return self.h + (self.y if self.gate is None else self.gate * self.y)
 
 
-def merged_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """Linear layers of one input as one product; their outputs lie side by side.
+def as_linear(layer: Any) -> Any:
+    """A 1 x 1 convolution, in FP8 or not, as a linear layer on channels that lie last."""
+    if isinstance(layer, Pointwise):
+        return layer.linear
+    linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().flatten(1), requires_grad=False)
+    linear.bias = layer.bias
+    return linear
+
+
+def merged_linear(layers: Sequence[Any]) -> Any:
+    """Linear layers of one input as one product; their outputs lie side by side. Of layers in FP8, one in FP8.
 
     Raises:
-        EngineError: some have a bias and some have none.
+        EngineError: some have a bias and some have none, or some are in FP8 and some are not.
     """
+    in_fp8 = [isinstance(layer, Fp8Linear) for layer in layers]
+    if any(in_fp8) and not all(in_fp8):
+        raise EngineError("projections of one input are not all in fp8; run mc-runtime calibrate again")
     biases = [layer.bias for layer in layers]
     if len({bias is None for bias in biases}) > 1:
         raise EngineError("projections with and without a bias do not merge; build it for another target")
+    if all(in_fp8):
+        return Fp8Linear.merged(list(layers))
     weight = torch.cat([layer.weight.detach() for layer in layers])
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=biases[0] is not None, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=False)

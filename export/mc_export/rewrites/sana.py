@@ -14,13 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_export.backbones.sana_block import ExportableBlock, MixFeedForward, modulation_of
 from mc_export.model.canvas_connector import CanvasConnector, CanvasStepBlock
+from mc_export.quantize.fp8.layers import Fp8Linear
 from mc_export.rewrites.counts import Counts, check_blocks
-from mc_export.rewrites.parts import merged_linear
+from mc_export.rewrites.parts import as_linear, merged_linear
+from mc_kernels.canvas_inject import canvas_inject_fp8
 from mc_kernels.canvas_injection_attention import canvas_injection_attention
 from mc_kernels.gated_residual_norm import gated_residual_norm
 from mc_kernels.glumb_depthwise import glumb_depthwise, taps_from_conv
@@ -48,7 +49,9 @@ def kernel_connector(connector: CanvasConnector) -> tuple[KernelConnector, Count
     """
     step = connector.step_block
     check_blocks([step.block], ExportableBlock, 1)
-    return KernelConnector(step), {"canvas_injection_attention": 1, "gated_residual_norm": 1, "glumb_depthwise": 1}
+    made = KernelConnector(step)
+    entry = ("canvas_inject_fp8", "linear_attention") if made.in_fp8 else ("canvas_injection_attention",)
+    return made, dict.fromkeys((*entry, "gated_residual_norm", "glumb_depthwise"), 1)
 
 
 class SelfAttention(nn.Module):
@@ -85,19 +88,18 @@ class FeedForward(nn.Module):
     def __init__(self, ff: MixFeedForward) -> None:
         super().__init__()
         halves = (ff.value, ff.gate)
-        self.inverted = nn.Parameter(torch.cat([half[0].weight for half in halves]).flatten(1), requires_grad=False)
-        self.inverted_bias = nn.Parameter(torch.cat([half[0].bias for half in halves]), requires_grad=False)
+        self.inverted = merged_linear([as_linear(half[0]) for half in halves])
         depthwise = torch.cat([half[2].weight for half in halves])
         # Not among the saved buffers: those are what a precision below float32 is applied to.
         self.register_buffer("taps", taps_from_conv(depthwise), persistent=False)
         self.depth_bias = nn.Parameter(torch.cat([half[2].bias for half in halves]), requires_grad=False)
-        self.point = nn.Parameter(ff.conv_point.weight.detach().flatten(1), requires_grad=False)
-        self.point_bias = ff.conv_point.bias
+        self.point = as_linear(ff.conv_point)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        expanded = F.linear(tokens, self.inverted, self.inverted_bias).unflatten(1, (height, width))
+        expanded = self.inverted(tokens).unflatten(1, (height, width))
         mixed = glumb_depthwise(expanded, self.taps, self.depth_bias).flatten(1, 2)
-        return F.linear(mixed, self.point, self.point_bias)
+        result: Tensor = self.point(mixed)
+        return result
 
 
 class KernelBlock(nn.Module):
@@ -143,6 +145,7 @@ class KernelConnector(nn.Module):
         self.step, self.scale_shift_table = step, block.scale_shift_table
         self.attn1, self.ff = SelfAttention(block.attn1), FeedForward(block.ff)
         self.eps = (block.norm1.eps, block.norm2.eps)
+        self.in_fp8 = isinstance(self.attn1.projections, Fp8Linear)
 
     def residual(self, tokens: Tensor, canvas: Tensor, timestep: Tensor, clean: Tensor | None = None) -> Tensor:
         """See `CanvasConnector.residual`."""
@@ -152,8 +155,14 @@ class KernelConnector(nn.Module):
         shift, scale = (rows.unflatten(0, (b, t)).squeeze(2) for rows in modulation[:2])
         gate_attn, shift_ff, scale_ff, gate_ff = modulation[2:]
         tokens, canvas = tokens.contiguous(), canvas.to(tokens.dtype).contiguous()
-        weight, bias = self.attn1.projections.weight, self.attn1.projections.bias
-        hidden, attended = canvas_injection_attention(tokens, canvas, shift, scale, weight, bias, self.eps[0])
+        if self.in_fp8:  # the canvas enters with its rows' codes
+            hidden, codes, row_scale = canvas_inject_fp8(tokens, canvas, shift, scale, self.eps[0])
+            projected = self.attn1.projections.of_codes(codes, row_scale, tokens.dtype)
+            query, key, value = projected.reshape(b * t, h * w, 3, -1, HEAD_WIDTH).unbind(2)
+            attended = linear_attention(query, key, value)
+        else:
+            weight, bias = self.attn1.projections.weight, self.attn1.projections.bias
+            hidden, attended = canvas_injection_attention(tokens, canvas, shift, scale, weight, bias, self.eps[0])
         folded = (b * t, h * w, d)
         output = self.attn1.out(attended.reshape(folded))
         hidden, normed = gated_residual_norm(hidden.reshape(folded), output, gate_attn, shift_ff, scale_ff, self.eps[1])

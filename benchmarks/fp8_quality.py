@@ -1,0 +1,224 @@
+"""What FP8 does to the demos' latents, pictures and accuracy. Its arithmetic is emulated on the CPU, so its time says nothing.
+
+    python -m benchmarks.fp8_quality
+    python -m benchmarks.fp8_quality --demo edit --count 100
+
+Planner and step run as torch programs in four ways: float32, bfloat16, and FP8 with the layers kept that `mc-runtime calibrate`
+keeps, with a scale for each row (inductor-cuda) and for each tensor (TensorRT), the rest in bfloat16. All other engines are
+float32 onnxruntime's. Every way draws the same held-out captions from the same noise. Writes benchmarks/results/fp8.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from examples.shapes import evaluate as shapes
+from examples.shapes.edit import evaluate as edits
+from examples.shapes.video import evaluate as films
+from examples.shapes.video.cases import TASKS, sample_cases
+from mc_export.build import BuildOptions, build_bundle
+from mc_export.build.calibrate import CalibrationOptions, calibrate, program_of
+from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.lower.bf16 import compute_in_bf16
+from mc_export.program.base import Program
+from mc_export.quantize.calibration import calibration_inputs
+from mc_export.quantize.fp8.apply import apply_fp8
+from mc_export.quantize.fp8.layers import Activations
+from mc_export.quantize.fp8.record import CalibrationRecord
+from mc_runtime import Runtime
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings, Shapes
+from mc_runtime.bundle.manifest import Engine as EngineSpec
+from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.bundle.store import Bundle, open_bundle
+from mc_runtime.runtime.engines import Engines, LoadedEngine
+
+RESULT = "fp8"
+COMPONENTS = ("planner", "step")
+WAYS = ("fp32", "bf16", "fp8 rows", "fp8 tensor")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A shipped checkpoint and its judge: `accuracy(generate, count, seed)` gives shares that are right."""
+
+    folder: str
+    steps: int
+    guidance: float | None
+    accuracy: Callable[[Callable[..., Any], int, int], Mapping[str, float]]
+
+
+def _films(generate: Callable[..., Any], count: int, seed: int) -> Mapping[str, float]:
+    cases = sample_cases(count, True, random.Random(f"evaluate {seed}"), TASKS)
+    found: Mapping[str, float] = films.by_task(films.evaluate(generate, cases, seed))["all"]
+    return found
+
+
+DEMOS = {
+    "image": Demo(
+        "examples/shapes/checkpoint", shapes.STEPS, shapes.GUIDANCE,
+        lambda generate, count, seed: shapes.accuracy(shapes.evaluate(generate, count, seed)),
+    ),
+    "edit": Demo(
+        "examples/shapes/edit/checkpoint", edits.STEPS, edits.GUIDANCE,
+        lambda generate, count, seed: edits.shares(edits.evaluate(generate, count, seed)),
+    ),
+    "video": Demo("examples/shapes/video/checkpoint", films.STEPS, None, _films),
+}  # fmt: skip
+
+
+class ProgramEngine(Engine):
+    """A torch program as an engine on the host."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.component, Path(program.component))
+        self.program = program
+
+    def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """See `Engine.describe`."""
+        return self.program.inputs, self.program.outputs
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """See `Engine.run`."""
+        feed = {spec.name: inputs[spec.name].native for spec in self.program.inputs}
+        results = {name: output.contiguous() for name, output in self.program.run(feed).items()}
+        return {name: Buffer(one, tuple(one.shape), np.dtype("float32"), one.numpy()) for name, one in results.items()}
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
+        """See `Engine.bind`."""
+        return _Bound(self, inputs, outputs)
+
+
+class _Bound(Call):
+    def __init__(self, engine: ProgramEngine, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        self._engine, self._inputs, self._outputs = engine, inputs, outputs
+
+    def run(self) -> None:
+        for name, result in self._engine.run(self._inputs).items():
+            self._outputs[name].native.copy_(result.native)
+
+
+class ProgramBackend(HostBackend):
+    """Buffers of torch on the host."""
+
+    name = "onnxruntime"
+
+    def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
+        """Programs are not loaded from files."""
+        raise TypeError(f"{component}: a program is given, not loaded")
+
+    def wrap(self, array: Array) -> torch.Tensor:
+        """See `HostBackend.wrap`."""
+        return torch.from_numpy(array)
+
+
+class MixedEngines(Engines):
+    """A bundle's engines, but for those that programs stand in for."""
+
+    def __init__(self, bundle: Bundle, programs: Mapping[str, Program]) -> None:
+        super().__init__(bundle, Settings())
+        self._programs = programs
+
+    def _load(self, component: str, shapes: Shapes | None) -> LoadedEngine:
+        if component not in self._programs:
+            return super()._load(component, shapes)
+        spec, backend = self._bundle.manifest.engines[component], ProgramBackend(Settings())
+        return LoadedEngine(spec, backend, ProgramEngine(self._programs[component]))
+
+
+def programs(checkpoint: Checkpoint, way: str, record: CalibrationRecord) -> dict[str, Program]:
+    """Planner and step in one of `WAYS`."""
+    found = {}
+    for component in COMPONENTS:
+        program = program_of(checkpoint, component, calibration_inputs(checkpoint, component)).eval()
+        if way.startswith("fp8"):
+            apply_fp8(program, record.of(component, Activations(way.split()[1]), checkpoint.sha256))
+        found[component] = program if way == "fp32" else compute_in_bf16(program)
+    return found
+
+
+@dataclass
+class Drawn:
+    """What one way drew."""
+
+    latents: list[np.ndarray]
+    pixels: list[np.ndarray]
+    accuracy: dict[str, float]
+
+
+def draw(demo: Demo, bundle: Bundle, made: Mapping[str, Program], count: int, seed: int) -> Drawn:
+    """All captions by these programs; the latents and pictures are kept."""
+    runtime = Runtime(bundle, MixedEngines(bundle, made))
+    drawn = Drawn([], [], {})
+
+    def generate(*arguments: Any, **keywords: Any) -> Any:
+        result = runtime.generate(*arguments, **keywords)
+        drawn.latents.append(result.latents)
+        pixels = [np.asarray(image) for image in result.images] or [clip.frames for clip in result.clips]
+        drawn.pixels += [each.astype(np.float32) for each in pixels]
+        return result
+
+    asked: dict[str, Any] = {"steps": demo.steps} | ({} if demo.guidance is None else {"guidance_scale": demo.guidance})
+    drawn.accuracy = dict(demo.accuracy(partial(generate, **asked), count, seed))
+    return drawn
+
+
+def compared(drawn: Drawn, truth: Drawn) -> dict[str, Any]:
+    """The difference of one way's latents (relative L2) and pictures (levels of 255) from float32's, and its accuracy."""
+    latents, expected = (np.concatenate([each.ravel() for each in one.latents]) for one in (drawn, truth))
+    levels = [float(np.abs(one - other).mean()) for one, other in zip(drawn.pixels, truth.pixels, strict=True)]
+    return {
+        "latents": float(np.linalg.norm(latents - expected) / np.linalg.norm(expected)),
+        "levels_mean": float(np.mean(levels)), "levels_worst_picture": float(np.max(levels)), "accuracy": drawn.accuracy,
+    }  # fmt: skip
+
+
+def measure(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """One demo in every way."""
+    demo = DEMOS[name]
+    checkpoint = load_checkpoint(report.ROOT / demo.folder)
+    record = calibrate(checkpoint, CalibrationOptions(components=COMPONENTS))
+    build_bundle(checkpoint.path, folder / name, BuildOptions())
+    bundle = open_bundle(folder / name)
+    found: dict[str, Any] = {"count": count, "seed": seed, "steps": demo.steps, "guidance": demo.guidance, "engines": []}
+    for one in record.measured:
+        found["engines"].append({"component": one.component, "sites": len(one.sites), **one.notes()["fp8"]})
+    truth: Drawn | None = None
+    found["ways"] = {}
+    for way in WAYS:
+        drawn = draw(demo, bundle, programs(checkpoint, way, record), count, seed)
+        truth = truth or drawn
+        found["ways"][way] = compared(drawn, truth)
+        report.console.print(f"{name} {way}: {found['ways'][way]}", markup=False)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", action="append", choices=list(DEMOS), help="only this one; image if none is named")
+    parser.add_argument("--count", type=int, default=200, help="held-out captions")
+    parser.add_argument("--seed", type=int, default=0, help="chooses captions and noise")
+    parser.add_argument("--results", type=Path, help="where the report goes; benchmarks/results by default")
+    arguments = parser.parse_args(argv)
+    file = (arguments.results or report.RESULTS) / f"{RESULT}.json"
+    before = report.from_json(file)["demos"] if file.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        demos = {name: measure(name, arguments.count, arguments.seed, Path(folder)) for name in arguments.demo or ["image"]}
+    document = {"benchmark": RESULT, **report.card(), "arithmetic": "emulated on the CPU", "demos": {**before, **demos}}
+    report.save(RESULT, document, arguments.results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""Linear layers and 1 x 1 convolutions in FP8, as the two kinds of targets run them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mc_kernels.fp8_linear import MULTIPLE, fp8_linear, fp8_product, quantize_rows
+from mc_kernels.fp8_round import fp8_round, fp8_weights, power_of_two_scale
+
+
+class Activations(StrEnum):
+    """What has a scale of its own on the input's side.
+
+    `rows`: every row, found while it runs (`torch._scaled_mm`). `tensor`: the whole input, known when the engine is built
+    (TensorRT's pairs of quantize and dequantize).
+    """
+
+    ROWS = "rows"
+    TENSOR = "tensor"
+
+
+class Fp8Linear(nn.Module):
+    """``x W^T + b`` with a scale for each row of x and each row of W; see `mc_kernels.fp8_linear`.
+
+    Codes and scales are no saved buffers: those are what a precision below float32 is applied to.
+
+    Args:
+        weight: `[out, in]` in float32, both multiples of 16.
+        bias: `[out]` or None.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        codes, scale = quantize_rows(weight.detach())
+        self._hold(codes, scale, bias)
+
+    def _hold(self, codes: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.bias = bias
+
+    @classmethod
+    def merged(cls, layers: list[Fp8Linear]) -> Fp8Linear:
+        """Layers of one input as one: the same codes and scales side by side. With biases all, or none."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+        made._hold(torch.cat([layer.codes for layer in layers]), torch.cat([layer.scale for layer in layers]), bias)
+        return made
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return int(self.codes.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return int(self.codes.shape[0])
+
+    @property
+    def weight(self) -> Tensor:
+        """What the codes stand for, in the bias's type where there is one: models ask their layers for it."""
+        return (self.codes.float() * self.scale[:, None]).to(torch.float32 if self.bias is None else self.bias.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        result: Tensor = fp8_linear(x, self.codes, self.scale, self.bias)
+        return result
+
+    def of_codes(self, codes: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same for an input in codes `[..., in]`, with the scales of its rows `[...]`."""
+        result: Tensor = fp8_product(codes, row_scale, self.codes, self.scale, self.bias, dtype)
+        return result
+
+
+class Fp8RoundedLinear(nn.Module):
+    """``x W^T + b`` with x and W rounded to e4m3, one scale for x and one for each row of W; see `mc_kernels.fp8_round`.
+
+    The scales are saved buffers, so that they have the type that a precision below float32 gives them: powers of two are the
+    same in all of them.
+
+    Args:
+        weight: `[out, in]` in float32.
+        bias: `[out]` or None.
+        largest: of the input's magnitudes, as calibration saw them; larger ones are clamped to what the scale reaches.
+    """
+
+    codes: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, largest: float) -> None:
+        super().__init__()
+        weight = weight.detach()
+        scale = power_of_two_scale(weight.abs().amax(dim=-1))
+        self.register_buffer("codes", (weight / scale[:, None]).to(torch.float8_e4m3fn), persistent=False)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("input_scale", power_of_two_scale(torch.tensor(largest)))
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """What the codes stand for."""
+        result: Tensor = fp8_weights(self.codes, self.weight_scale)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        return F.linear(fp8_round(x, self.input_scale), self.weight, self.bias)
+
+
+class Pointwise(nn.Module):
+    """A 1 x 1 convolution as a linear layer on every cell: `[N, in, H, W]` to `[N, out, H, W]`."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """`[N, in, H, W]` to `[N, out, H, W]`."""
+        cells: Tensor = self.linear(picture.movedim(1, -1))
+        return cells.movedim(-1, 1)
+
+
+def takes_fp8(layer: nn.Module) -> bool:
+    """Whether a layer is a matrix product of a form and of widths that FP8 is for."""
+    if isinstance(layer, nn.Linear):
+        widths = (layer.in_features, layer.out_features)
+    elif isinstance(layer, nn.Conv2d):
+        plain = layer.kernel_size == layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+        if not plain or layer.padding not in ((0, 0), "valid", "same"):
+            return False
+        widths = (layer.in_channels, layer.out_channels)
+    else:
+        return False
+    return all(width % MULTIPLE == 0 for width in widths)
+
+
+def fp8_layer(layer: nn.Module, activations: Activations, largest: float) -> nn.Module:
+    """What stands for a layer (`takes_fp8`) in FP8; `largest` of its input's magnitudes is of use to `Activations.TENSOR`."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    weight = layer.weight.flatten(1)
+    rows = activations is Activations.ROWS
+    linear = Fp8Linear(weight, layer.bias) if rows else Fp8RoundedLinear(weight, layer.bias, largest)
+    return Pointwise(linear) if isinstance(layer, nn.Conv2d) else linear

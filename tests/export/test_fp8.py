@@ -1,0 +1,345 @@
+"""Programs in FP8: where they can be, what each layer costs, what is kept, and that kernels and graphs compute the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from mc_export.build.calibrate import CalibrationOptions, calibrate, program_of
+from mc_export.build.fp8_choice import Fp8Choice
+from mc_export.build.options import BuildOptions, EngineChoice
+from mc_export.checkpoint import Checkpoint
+from mc_export.lower.bf16 import compute_in_bf16
+from mc_export.lower.onnx import BF16_OPSET, onnx_from_program
+from mc_export.program.base import Axis, Program, float_tensor
+from mc_export.program.export import export_program
+from mc_export.quantize.calibration import calibration_inputs
+from mc_export.quantize.fp8.apply import apply_fp8
+from mc_export.quantize.fp8.layers import Activations, Fp8Linear, Fp8RoundedLinear, Pointwise, fp8_layer, takes_fp8
+from mc_export.quantize.fp8.record import CalibrationRecord, Sensitivity
+from mc_export.quantize.fp8.sensitivity import choose, sites_of
+from mc_export.quantize.fp8.sites import Site, find_sites, in_fp8, put_fp8
+from mc_export.rewrites.counts import check_operators
+from mc_export.rewrites.kernels import use_kernels
+from mc_export.rewrites.parts import as_linear, merged_linear
+from mc_runtime.bundle.manifest import Precision
+from mc_runtime.errors import EngineError, RequestError
+from tests.tiny_steps import sizes_for, tiny_step
+
+KINDS = ["sana", "flux-kontext", "wan"]
+
+
+@pytest.fixture(scope="module")
+def record(checkpoints: dict[str, Checkpoint]) -> CalibrationRecord:
+    return calibrate(checkpoints["metacanvas"], CalibrationOptions(loss=0.06))
+
+
+class Convolved(nn.Module):
+    """Two layers of one input, one of another, and two that FP8 is not for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(32, 48), nn.Linear(32, 16, bias=False), nn.Linear(48, 32)
+        self.narrow, self.wide = nn.Linear(32, 20), nn.Conv2d(32, 32, 3, padding=1)
+        self.point = nn.Conv2d(32, 64, 1)
+
+
+def test_what_takes_fp8() -> None:
+    module = Convolved()
+    assert [name for name, layer in module.named_modules() if takes_fp8(layer)] == ["query", "key", "out", "point"]
+    assert not takes_fp8(nn.Conv2d(32, 32, 1, stride=2))
+    assert not takes_fp8(nn.Conv2d(32, 32, 1, groups=2))
+    assert not takes_fp8(nn.Conv2d(32, 32, 1, padding=1))
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+def test_a_pointwise_convolution_is_a_layer_on_its_cells(activations: Activations) -> None:
+    point, picture = nn.Conv2d(32, 64, 1), torch.randn(2, 32, 5, 7)
+    layer = fp8_layer(point, activations, float(picture.abs().max()))
+    assert isinstance(layer, Pointwise)
+    with torch.no_grad():
+        cells = layer.linear(picture.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        assert torch.equal(layer(picture), cells)
+        error = (layer(picture) - point(picture)).norm() / point(picture).norm()
+        assert 0.01 < error < 0.06
+        assert torch.allclose(layer.linear.weight, point.weight.flatten(1), rtol=2**-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sites_are_the_layers_that_read_one_input(kind: str) -> None:
+    program = tiny_step(kind)
+    feeds = [program.example(sizes_for(program, large)) for large in (False, True)]
+    sites = find_sites(program, feeds)
+    names = [name for site in sites for name in site.layers]
+    assert len(names) == len(set(names))
+    merged = [site for site in sites if len(site.layers) > 1]
+    assert len(merged) >= 3, "the projections of an attention"
+    assert all(site.work > 0 and site.largest > 0 for site in sites)
+    by_name = {site.name: site for site in sites}
+    (projections,) = [site for site in merged if "connector.step_block.block.attn1.to_q" in site.name]
+    assert [name.rpartition(".")[2] for name in projections.layers] == ["to_q", "to_k", "to_v"]
+    larger = find_sites(program, feeds[1:])
+    assert by_name[larger[0].name].work < larger[0].work, "the mean of two runs"
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+def test_a_program_is_the_same_again_afterwards(activations: Activations) -> None:
+    program = tiny_step("sana")
+    feed = program.example(sizes_for(program, large=True), seed=3)
+    before = program.run(feed)["next_sample"]
+    sites = find_sites(program, [feed])
+    with in_fp8(program, sites[:4], activations):
+        changed = program.run(feed)["next_sample"]
+        assert sum(isinstance(layer, Fp8Linear | Fp8RoundedLinear) for layer in program.modules()) >= 4
+    assert not torch.equal(changed, before)
+    assert torch.equal(program.run(feed)["next_sample"], before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_take_programs_in_fp8(kind: str) -> None:
+    """Merged projections have the codes of their parts, so the rewritten step differs by what tips a code on its way."""
+    plain, rewritten = tiny_step(kind), tiny_step(kind)
+    sizes = sizes_for(plain, large=True)
+    sites = find_sites(plain, [plain.example(sizes)])
+    for program in (plain, rewritten):
+        put_fp8(program, sites, Activations.ROWS)
+    counts = use_kernels(rewritten)
+    assert counts["canvas_inject_fp8"] == 1
+    assert "canvas_injection_attention" not in counts
+    layers = sum(isinstance(layer, Fp8Linear) for layer in rewritten.modules())
+    assert layers < sum(isinstance(layer, Fp8Linear) for layer in plain.modules())
+    feed = plain.example(sizes, seed=5)
+    expected, result = plain.run(feed)["next_sample"], rewritten.run(feed)["next_sample"]
+    assert (result - expected).norm() / expected.norm() < 0.03  # codes tipped by float32's rounding; a wrong layer is off by 1
+    if kind == "sana":
+        exported = export_program(compute_in_bf16(rewritten))
+        check_operators(exported, "step", counts, layers)
+        with pytest.raises(EngineError, match="products in fp8 where 99 belong"):
+            check_operators(exported, "step", counts, 99)
+        codes = [tensor for tensor in exported.constants.values() if getattr(tensor, "dtype", None) == torch.float8_e4m3fn]
+        assert len(codes) == layers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_kernels_merge_is_one_site(kind: str) -> None:
+    """So that no choice of sites leaves a merged product half in FP8."""
+    sites = find_sites(program := tiny_step(kind), [program.example(sizes_for(program, large=False))])
+    for site in sites:
+        program = tiny_step(kind)
+        put_fp8(program, [site], Activations.ROWS)
+        use_kernels(program)
+        assert sum(isinstance(layer, Fp8Linear) for layer in program.modules()) in (1, len(site.layers))
+
+
+def test_layers_merge_whole_or_not_at_all() -> None:
+    layers = [nn.Linear(32, width) for width in (16, 48)]
+    in_fp8_too = [fp8_layer(layer, Activations.ROWS, 0.0) for layer in layers]
+    merged, x = merged_linear(in_fp8_too), torch.randn(3, 5, 32)
+    assert isinstance(merged, Fp8Linear)
+    assert (merged.in_features, merged.out_features) == (32, 64)
+    torch.testing.assert_close(merged(x), torch.cat([layer(x) for layer in in_fp8_too], dim=-1), rtol=1e-6, atol=1e-6)
+    with pytest.raises(EngineError, match="not all in fp8"):
+        merged_linear([layers[0], in_fp8_too[1]])
+    point = nn.Conv2d(32, 16, 1)
+    torch.testing.assert_close(as_linear(point)(x), point(x.movedim(-1, 1)[..., None])[..., 0].movedim(1, -1))
+
+
+def test_calibration_measures_every_site(record: CalibrationRecord, checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["metacanvas"]
+    assert [(one.component, one.activations.value) for one in record.measured] == [
+        ("planner", "rows"), ("planner", "tensor"), ("step", "rows"), ("step", "tensor")
+    ]  # fmt: skip
+    assert record.sha256 == checkpoint.sha256
+    for one in record.measured:
+        assert sum(site.work for site in one.sites) == pytest.approx(1)
+        assert all(0 < site.error < 1 for site in one.sites)
+        assert 0 < one.error <= one.error_of_all
+        assert one.error <= one.loss or not sites_of(one)
+    step = record.of("step", Activations.ROWS, checkpoint.sha256)
+    root = sum(site.error**2 for site in step.sites if site.kept is None) ** 0.5
+    assert 0.3 * root < step.error < 3 * root, "errors of layers add up like noise"
+
+
+def test_calibration_is_the_same_every_time(record: CalibrationRecord, checkpoints: dict[str, Checkpoint]) -> None:
+    again = calibrate(
+        checkpoints["metacanvas"], CalibrationOptions(components=("planner",), activations=(Activations.ROWS,), loss=0.06)
+    )
+    assert again.measured == record.measured[:1]
+
+
+def test_the_error_is_that_of_the_program_with_those_sites(
+    record: CalibrationRecord, checkpoints: dict[str, Checkpoint]
+) -> None:
+    checkpoint = checkpoints["metacanvas"]
+    measured = record.of("planner", Activations.TENSOR, checkpoint.sha256)
+    inputs = calibration_inputs(checkpoint, "planner")
+    program, reference = (program_of(checkpoint, "planner", inputs).eval() for _ in range(2))
+    apply_fp8(program, measured)
+    feed = {name: torch.from_numpy(array) for name, array in inputs[2].items()}
+    for name, expected in reference.run(feed).items():
+        error = (program.run(feed)[name] - expected).norm() / expected.norm()
+        assert 0 < error < 2 * measured.error, name
+
+
+def sites_with(*numbers: tuple[float, float]) -> tuple[list[Site], dict[str, float]]:
+    sites = [Site((f"layer{index}",), work, 1.0) for index, (work, _) in enumerate(numbers)]
+    return sites, {site.name: error for site, (_, error) in zip(sites, numbers, strict=True)}
+
+
+def adding_up(errors: dict[str, float], factor: float = 1.0) -> Callable[[Sequence[Site]], float]:
+    return lambda sites: factor * sum(errors[site.name] ** 2 for site in sites) ** 0.5
+
+
+def test_the_dearest_layers_for_their_work_are_kept() -> None:
+    sites, errors = sites_with((1, 0.04), (10, 0.05), (1, 0.001), (10, 0.03))
+    probe = adding_up(errors)
+    assert choose(sites, errors, probe, 0.1, probe(sites)) == (frozenset(), probe(sites))
+    kept, error = choose(sites, errors, probe, 0.06, probe(sites))
+    assert kept == {"layer0"}, "a tenth of the work of layer1, and nearly its error"
+    assert error == pytest.approx(probe(sites[1:]))
+    kept, error = choose(sites, errors, probe, 0.01, probe(sites))
+    assert (kept, error) == ({"layer0", "layer1", "layer3"}, 0.001)
+    kept, error = choose(sites, errors, probe, 1e-4, probe(sites))
+    assert (len(kept), error) == (4, 0.0)
+
+
+def test_more_are_kept_where_errors_do_not_add_up_as_promised() -> None:
+    sites, errors = sites_with(*((1.0, 0.01 * (index + 1)) for index in range(8)))
+    together = adding_up(errors)
+
+    def worse(found: Sequence[Site]) -> float:
+        return together(found) * (1 + len(found) / 8)
+
+    kept, error = choose(sites, errors, worse, 0.03, worse(sites))
+    assert error <= 0.03
+    assert kept == {f"layer{index}" for index in range(8 - (8 - len(kept)), 8)} or kept == {
+        f"layer{index}" for index in range(8 - len(kept), 8)
+    }
+
+
+def test_the_file_holds_what_was_measured(record: CalibrationRecord, tmp_path: Path) -> None:
+    file = tmp_path / "fp8.json"
+    record.save(file)
+    loaded = CalibrationRecord.load(file)
+    assert [site.kept for one in loaded.measured for site in one.sites] == [
+        site.kept for one in record.measured for site in one.sites
+    ]
+    assert loaded.measured[2].sites[1].error == pytest.approx(record.measured[2].sites[1].error, rel=1e-4)
+    notes = json.loads(json.dumps(loaded.measured[2].notes()))["fp8"]
+    assert notes["activations"] == "rows"
+    assert {kept["because"] for kept in notes["kept"]} <= {"loss", "work"}
+    assert notes["kept"], "the timestep's layers do next to no work"
+
+
+def test_a_file_that_does_not_fit_says_what_to_run(
+    record: CalibrationRecord, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    file, checkpoint = tmp_path / "fp8.json", checkpoints["metacanvas"]
+    with pytest.raises(RequestError, match=r"not a calibration.*write one with mc-runtime calibrate"):
+        CalibrationRecord.load(file)
+    file.write_text('{"format": "mc-runtime-calibration"}')
+    with pytest.raises(RequestError, match="not a calibration"):
+        CalibrationRecord.load(file)
+    replace(record, version=2).save(file)
+    with pytest.raises(RequestError, match="run mc-runtime calibrate again"):
+        CalibrationRecord.load(file)
+    replace(record, measured=record.measured[:1]).save(file)
+    choice = Fp8Choice(checkpoint, file, force=False)
+    assert "fp8" in choice.facts("planner", "inductor-cuda")
+    with pytest.raises(RequestError, match=r"nothing on planner with a scale for each tensor.*--scales tensor"):
+        choice.facts("planner", "tensorrt-rtx")
+    with pytest.raises(RequestError, match="of another checkpoint"):
+        Fp8Choice(checkpoints["stock"], file, force=False).facts("planner", "inductor-cuda")
+
+
+def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, checkpoints: dict[str, Checkpoint]) -> None:
+    measured = record.of("planner", Activations.ROWS, record.sha256)
+    program = program_of(checkpoints["metacanvas"], "planner", calibration_inputs(checkpoints["metacanvas"], "planner"))
+    hopeless: Sensitivity = replace(
+        measured, error=0.0, sites=tuple(replace(site, kept=site.kept or "loss") for site in measured.sites)
+    )
+    with pytest.raises(EngineError, match=r"no layers in FP8 lose as little as 0\.06.*build it in bf16"):
+        apply_fp8(program, hopeless)
+    other = replace(measured, sites=(replace(measured.sites[1], layers=("planner.missing",), kept=None),))
+    with pytest.raises(RequestError, match=r"a layer planner.missing that this program has not"):
+        apply_fp8(program, other)
+
+
+class Layered(Program):
+    """Two layers, one of them a convolution, rounded to e4m3."""
+
+    component = "step"
+    inputs = (float_tensor("x", "B", "S", 32),)
+    outputs = (float_tensor("y", "B", "S", 48),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.second = nn.Linear(32, 64), nn.Conv2d(64, 48, 1)
+        self.axes = {"B": Axis("B", 1, 4, 2), "S": Axis("S", 1, 64, 5)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x))
+        result: torch.Tensor = self.second(hidden.movedim(-1, 1)[..., None])[..., 0].movedim(1, -1)
+        return result
+
+    def example(self, extents: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+        return {"x": torch.randn(extents["B"], extents["S"], 32, generator=torch.Generator().manual_seed(seed))}
+
+
+def test_the_graph_rounds_as_the_program_does(tmp_path: Path) -> None:
+    """onnxruntime runs the pairs of quantize and dequantize one by one; TensorRT makes FP8 products of them."""
+    program = Layered()
+    sites = find_sites(program, [program.example({"B": 2, "S": 9})])
+    with in_fp8(program, sites, Activations.TENSOR):
+        graph = onnx_from_program(
+            export_program(program), program.inputs, program.outputs, tmp_path / "g.onnx", opset=BF16_OPSET
+        )
+        assert graph.operators()["QuantizeLinear"] == 2
+        assert graph.operators()["DequantizeLinear"] == 4
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+        for seed, extents in enumerate(({"B": 1, "S": 1}, {"B": 3, "S": 7})):
+            feed = program.example(extents, seed)
+            (result,) = session.run(None, {"x": feed["x"].numpy()})
+            expected = program.run(feed)["y"].numpy()
+            # Rounded inputs are equal to the bit; tanh is not, and may tip a code by one of sixteen.
+            assert np.linalg.norm(result - expected) / np.linalg.norm(expected) < 5e-3
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"engines": {"vae_decoder": EngineChoice("tensorrt-rtx", Precision.FP8)}}, "planner and step; take tensorrt-rtx:bf16"),
+    ({"target": "onnxruntime", "precision": Precision.FP8}, "onnxruntime has no fp8.*inductor-cuda:fp8"),
+])  # fmt: skip
+def test_what_fp8_is_not_for_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        BuildOptions(**options)
+
+
+def test_a_bundle_in_fp8_has_the_other_engines_in_bf16() -> None:
+    options = BuildOptions(target="tensorrt-rtx", precision=Precision.FP8)
+    assert {name: options.choice(name).precision.value for name in ("planner", "step", "vae_decoder", "vision")} == {
+        "planner": "fp8", "step": "fp8", "vae_decoder": "bf16", "vision": "bf16"
+    }  # fmt: skip
+
+
+def test_options_of_a_calibration_are_checked() -> None:
+    with pytest.raises(RequestError, match="FP8 is for planner and step"):
+        CalibrationOptions(components=("vae_decoder",))
+    with pytest.raises(RequestError, match="between 0 and 1"):
+        CalibrationOptions(loss=0.0)
+
+
+def test_a_stock_checkpoint_has_no_planner(checkpoints: dict[str, Checkpoint]) -> None:
+    with pytest.raises(RequestError, match="has no planner; it has step"):
+        calibrate(checkpoints["stock"], CalibrationOptions(components=("planner",)))
