@@ -119,8 +119,7 @@ def command(
     named = tuple(each.strip() for each in capabilities.split(",")) if capabilities else ()
     choices = BuildChoices(
         checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank,
-        step_cache or cache_loss is not None, cache_loss, force, fallback, named,
-        calibration,
+        step_cache or cache_loss is not None, cache_loss, force, fallback, named, calibration,
     )  # fmt: skip
     with progress_bar("building", quiet=as_json) as progress:
         report = run_build(choices, progress)
