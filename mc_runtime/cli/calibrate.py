@@ -112,5 +112,5 @@ _NAMES = {"rows": "row", "tensor": "tensor"}
 
 def _shown(site: dict[str, Any]) -> str:
     """The first layer's name and how many more read the same input."""
-    more = len(site["layers"]) - 1
-    return site["layers"][0] + (f" +{more}" if more else "")
+    first, *others = site["layers"]
+    return f"{first} +{len(others)}" if others else str(first)

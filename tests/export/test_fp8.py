@@ -319,7 +319,7 @@ def test_the_graph_rounds_as_the_program_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"engines": {"vae_decoder": EngineChoice("tensorrt-rtx", Precision.FP8)}}, "planner and step; take tensorrt-rtx:bf16"),
-    ({"target": "tensorrt-rtx", "precision": Precision.FP8, "step_cache": True}, "--engine step=tensorrt-rtx:bf16, or leave --cache"),
+    ({"target": "tensorrt-rtx", "precision": Precision.FP8, "step_cache": True}, "step=tensorrt-rtx:bf16, or leave --cache"),
     ({"target": "onnxruntime", "precision": Precision.FP8}, "onnxruntime has no fp8.*inductor-cuda:fp8"),
 ])  # fmt: skip
 def test_what_fp8_is_not_for_is_refused(options: dict[str, Any], said: str) -> None:

@@ -168,7 +168,7 @@ def capabilities_for(target: str, asked: Sequence[str] = (), precision: Precisio
     wrong = [capability for capability in asked if capability not in known]
     if wrong:
         raise RequestError(f"--compute-capability {', '.join(wrong)}: {target} builds for {', '.join(known)}")
-    usual = DEFAULT_CAPABILITIES
+    usual: tuple[str, ...] = DEFAULT_CAPABILITIES
     if precision is Precision.FP8:
         usual, before = _FP8_CAPABILITIES, [capability for capability in asked if _is_before_fp8(capability)]
         if before:

@@ -90,7 +90,9 @@ def measure(
     kept, error = choose(quantized, errors, probe.error, loss, error_of_all)
     tick(total, total, component)
     work = sum(site.work for site in sites)
-    reasons: dict[str, Reason] = dict.fromkeys(free, "work") | dict.fromkeys(kept, "loss")
+    reasons: dict[str, Reason] = {}
+    reasons.update(dict.fromkeys(free, "work"))
+    reasons.update(dict.fromkeys(kept, "loss"))
     return Sensitivity(
         component=component, activations=activations, loss=loss, error=error, error_of_all=error_of_all,
         calibrated_on=len(calibration),
