@@ -20,9 +20,10 @@ VARIANTS: dict[str, tuple[str, Precision, dict[Component, EngineChoice]]] = {
     "inductor fp32": ("inductor", FP32, {}),
     "inductor bf16": ("inductor", BF16, {}),
     "openvino mixed": ("openvino", INT8, {"vae_decoder": EngineChoice("openvino", BF16)}),
+    "openvino int8 step": ("openvino", BF16, {"step": EngineChoice("openvino", INT8)}),
 }
 #: What the backbones beside SANA are timed with.
-SUBJECT_VARIANTS = ("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8")
+SUBJECT_VARIANTS = ("openvino bf16", "openvino int8 step", "openvino int8")
 QUICK = ("onnxruntime fp32", "openvino bf16")
 
 

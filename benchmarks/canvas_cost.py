@@ -23,6 +23,7 @@ from benchmarks.checkpoints import metacanvas_checkpoint, subject_checkpoint, wo
 from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
+from mc_export.build.plan import PlanWishes
 from mc_export.checkpoint.load import Checkpoint, load_checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
@@ -132,17 +133,19 @@ def checkpoint_of(size: str, work: Path) -> tuple[Path, mid.Subject | None]:
 
 def step_program(checkpoint: Checkpoint, *, canvas: bool) -> StepProgram:
     """The step of requests for one result; without the canvas as a stock checkpoint's."""
+    scheduler: Any = checkpoint.load_scheduler()
+    arguments: dict[str, Any] = {"token_counts": [256]} if scheduler.config.get("use_dynamic_shifting") else {}
     table = build_sampler_table(
-        checkpoint.load_scheduler(), max_steps=2, step_counts=[2],
-        set_timesteps=checkpoint.backbone.set_timesteps(checkpoint.load_scheduler()),
-        timestep_scale=checkpoint.backbone.timestep_scale(checkpoint.model_config),
-        **({"token_counts": [256]} if checkpoint.load_scheduler().config.get("use_dynamic_shifting") else {}),
+        scheduler, max_steps=2, step_counts=[2], set_timesteps=checkpoint.backbone.set_timesteps(scheduler),
+        timestep_scale=checkpoint.backbone.timestep_scale(checkpoint.model_config), **arguments,
     )  # fmt: skip
     assert checkpoint.config is not None
     backbone = checkpoint.load_backbone(checkpoint.load_canvas() if canvas else None)
     width = checkpoint.backbone.prepared_context_width(checkpoint.model_config)
     keyframes = checkpoint.config.canvas.grid[0]
-    return StepProgram(backbone, width, order=table.order, keyframes=keyframes).eval()
+    program = StepProgram(backbone, width, order=table.order, keyframes=keyframes)
+    program.eval()
+    return program
 
 
 def request_extents(checkpoint: Checkpoint, subject: mid.Subject | None, program: StepProgram) -> dict[str, int]:
@@ -176,7 +179,7 @@ def step_engine(name: str, folder: Path, checkpoint: Checkpoint, work: Path, *, 
         made = make_engine(
             Part("step", (), lambda: step_program(checkpoint, canvas=False)), EngineChoice(target, precision), kept,
             lambda state: report.console.print(f"{name} without a canvas: {state}", style="dim"),
-            lambda component: _calibration(checkpoint, component), "",
+            lambda component: _calibration(checkpoint, component), "", PlanWishes({}),
         )  # fmt: skip
         notes.write_text(report.as_json(made))
     spec = engine_of_notes(report.from_json(notes), str(kept))

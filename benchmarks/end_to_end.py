@@ -15,7 +15,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,17 +120,23 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found + _best_bar(contestants, "openvino", LEAST_BEST_OPENVINO)
 
 
-def _best_bar(contestants: dict[str, Any], target: str, least: float) -> list[dict[str, Any]]:
-    """The fastest bundle of a target (of any, if empty) whose picture passes, against what is wanted of it."""
+def best_bundle(contestants: Mapping[str, Any], target: str = "") -> str | None:
+    """The fastest bundle of a target (of any, if empty) whose picture passes."""
     passing = {
         name: entry["ratio"]
         for name, entry in contestants.items()
         if "host_share" in entry and name.startswith(target) and entry["check"]["picture_mean_error"] <= PICTURE_GATE
     }
-    if not passing:
+    return max(passing, key=lambda name: passing[name]) if passing else None
+
+
+def _best_bar(contestants: Mapping[str, Any], target: str, least: float) -> list[dict[str, Any]]:
+    """The best bundle against what is wanted of it."""
+    best = best_bundle(contestants, target)
+    if best is None:
         return []
-    best = max(passing, key=lambda name: passing[name])
-    return [report.bar(f"{best} (best{f' {target}' if target else ''}) against {EAGER}", passing[best], at_least=least)]
+    what = f"{best} (best{f' {target}' if target else ''}) against {EAGER}"
+    return [report.bar(what, contestants[best]["ratio"], at_least=least)]
 
 
 def _subject(plan: Plan, work: Path) -> tuple[Path, BenchRequest]:

@@ -146,19 +146,31 @@ def test_the_canvas_costs_what_it_adds_round_by_round() -> None:
 
 
 def test_the_page_shows_what_there_is(tmp_path: Path) -> None:
-    seconds = {"total": {"median": 12.34}}
+    def entry(ratio: float, error: float, **bundle: object) -> dict:
+        seconds = {stage: {"median": 12.34 / ratio} for stage in (*report.STAGES, "total")}
+        return {"seconds": seconds, "ratio": ratio, "check": {"picture_mean_error": error}, **bundle}
+
     contestants = {
-        "torch eager fp32": {"seconds": seconds, "ratio": 1.0, "check": {"picture_mean_error": 0.0}},
-        "openvino bf16": {"seconds": seconds, "ratio": 3.21, "check": {"picture_mean_error": 0.57}},
-        "openvino int8": {"seconds": seconds, "ratio": 4.5, "check": {"picture_mean_error": 6.0}},
+        "torch eager fp32": entry(1.0, 0.0),
+        "torch compile fp32": entry(1.25, 0.0),
+        "openvino bf16": entry(2.5, 0.57, host_share=0.01),
+        "openvino int8": entry(4.5, 6.0, host_share=0.01),
     }
-    report.save("mid-wan", {"contestants": contestants}, tmp_path)
+    machine = {"machine_text": "Two cores"}
+    report.save("mid-wan", {"contestants": contestants, **machine}, tmp_path)
     cost = {"cost": 0.031, "seconds_without": 0.5}
-    report.save("canvas-mid", {"targets": {"openvino bf16": cost}}, tmp_path)
+    report.save("canvas-mid", {"targets": {"openvino bf16": cost}, **machine}, tmp_path)
     text = page.page(tmp_path)
-    assert "| wan | 12.3 | - | - | - | - | - | 3.21, 0.57 | (4.50, 6.00) |" in text
+    assert text.count("Two cores") == 1
+    assert "| wan | 12.3 | - | 1.25, 0.00 | - | - | - | 2.50, 0.57 | (4.50, 6.00) | - |" in text
+    stages = " | ".join(["4.94 of 12.34"] * 4)
+    assert f"| wan | openvino bf16 | {stages} | 1.0 % | 2.50 | 2.00 | 3 | missed |" in text
     assert "| sana | 3.1 % of 500 ms |" in text
-    assert "sdxl" not in text
+    assert "Not measured yet: sana, flux-kontext, sdxl, svd, animatediff." in text
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    assert (report.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == page.page(report.RESULTS)
 
 
 @pytest.mark.parametrize("subject", mid.SUBJECTS.values(), ids=list(mid.SUBJECTS))
