@@ -47,6 +47,8 @@ def at_work() -> Iterator[None]:
     # NNCF reports its use over the network unless it believes itself in a test.
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers logs that it does without torchvision, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with signals_interrupt(), warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
