@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,15 @@ from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from torch import Tensor
 
 from mc_export.backbones.registry import BACKBONES
+from mc_export.checkpoint import load_checkpoint
 from mc_export.model.injection import CanvasBackbone
 from mc_export.program.cut_step import FirstStepProgram, RestStepProgram
 from mc_export.program.export import export_program
 from mc_export.program.step import StepProgram
+from mc_export.quantize.calibration import calibration_inputs
+from mc_export.quantize.cut_step import cut_step_inputs
 from mc_runtime.errors import CheckpointError
-from tests.factories import tiny_sana
+from tests.factories import tiny_metacanvas_checkpoint, tiny_sana
 from tests.tiny_steps import KINDS, sizes_for, tiny_connector, tiny_step
 
 CUT = ("sana", "flux", "flux-kontext", "wan", "wan-clips")
@@ -164,3 +168,27 @@ class Published:
     def __call__(self, **given: Tensor) -> Tensor:
         with torch.no_grad():
             return self.backbone(**given)
+
+
+def test_parts_are_calibrated_on_what_they_are_given(tmp_path: Path) -> None:
+    """Which is such that both end as the whole step does."""
+    checkpoint = load_checkpoint(tiny_metacanvas_checkpoint(tmp_path / "checkpoint", seed=11))
+    steps = calibration_inputs(checkpoint, "step")[:3]
+    width = checkpoint.backbone.prepared_context_width(checkpoint.model_config)
+
+    def program(kind: type[StepProgram]) -> StepProgram:
+        canvas = None if kind is RestStepProgram else checkpoint.load_canvas()
+        return kind(checkpoint.load_backbone(canvas), width, order=steps[0]["coefficients"].shape[1] // 2).eval()
+
+    def run(kind: type[StepProgram], feed: dict[str, Any]) -> dict[str, Tensor]:
+        return program(kind).run({name: torch.from_numpy(array) for name, array in feed.items()})
+
+    for kind in (FirstStepProgram, RestStepProgram):
+        for feed, step in zip(cut_step_inputs(checkpoint, steps, kind.component), steps, strict=True):
+            assert set(feed) == {spec.name for spec in program(kind).inputs}
+            found, whole = run(kind, feed), run(StepProgram, step)
+            assert (found["next_sample"] - whole["next_sample"]).abs().max() < 1e-5
+            if kind is FirstStepProgram:
+                assert abs(found["difference"].item() - 2) < 1e-5
+            else:
+                assert (found["next_residual"] - torch.from_numpy(feed["kept_residual"])).abs().max() < 1e-5

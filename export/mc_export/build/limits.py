@@ -18,7 +18,7 @@ def refuse_uncut(backbone: Backbone, options: BuildOptions) -> None:
     """Holds the wish to keep residuals between steps against what can be cut behind the first block.
 
     Raises:
-        RequestError: the backbone's blocks cannot, the target's kernels do not, or int8 has nothing to calibrate the parts on.
+        RequestError: the backbone's blocks cannot, or the target's kernels are for whole steps.
     """
     if not options.step_cache:
         return
@@ -28,12 +28,6 @@ def refuse_uncut(backbone: Backbone, options: BuildOptions) -> None:
     for one, option in ((choice, "--engine step="), (options.fallback, "--fallback ")):
         if one is not None and one.target in _WHOLE_STEPS:
             raise RequestError(f"--cache: {one.target} compiles whole steps only; say {option}inductor:{one.precision}")
-        if one is not None and one.is_quantized:
-            instead = PRECISIONS[one.target][-2]
-            raise RequestError(
-                f"--cache: the parts of a step are not calibrated, so they cannot be {one.precision}; "
-                f"say {option}{one.target}:{instead}, or leave --cache out"
-            )
 
 
 def refuse_limited(backbone: Backbone, components: Iterable[Component], options: BuildOptions) -> None:

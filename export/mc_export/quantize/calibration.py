@@ -17,6 +17,7 @@ from mc_export.backbones.base import Backbone
 from mc_export.checkpoint.load import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
+from mc_export.quantize.cut_step import cut_step_inputs
 from mc_export.quantize.media import calibration_media, calibration_picture
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.media import MediaEncoder
@@ -26,6 +27,7 @@ from mc_export.reference.prompts import chat_text, encode_for_planner
 from mc_export.reference.told import Asked, latent_extents, told_by_request
 from mc_export.sampler import build_sampler_table
 from mc_export.vision import planner_vision
+from mc_runtime.bundle.engines import STEP, STEP_FIRST, STEP_REST
 from mc_runtime.media.clip import Clip
 from mc_runtime.prompting.vision import look_at, tower_inputs
 from mc_runtime.sampling.noise import initial_noise
@@ -77,6 +79,8 @@ def calibration_inputs(checkpoint: Checkpoint, component: str, seed: int = 0) ->
         return [{"pixels": picture[None].astype(np.float32) / 255} for picture in _shown(checkpoint, seed)]
     if component == "text_encoder":
         return _text_encoder_inputs(checkpoint, prompts)
+    if component in (STEP_FIRST, STEP_REST):
+        return cut_step_inputs(checkpoint, calibration_inputs(checkpoint, STEP, seed), component)
     key = f"{checkpoint.sha256}-{seed}"
     if key not in _recorded:
         _recorded.clear()

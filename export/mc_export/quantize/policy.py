@@ -14,6 +14,7 @@ from mc_runtime.errors import EngineError
 #: Relative L2 error of an engine's outputs up to which nothing more is kept in float32. A step's is that of its guided
 #: prediction: guidance multiplies the error of the branches (by 5.7 at scale 4.5), but not the prediction, which they share.
 GATE = {"vision": 0.05, "planner": 0.05, "text_encoder": 0.05, "step": 0.10, "vae_decoder": 0.05, "vae_encoder": 0.05}
+GATE |= {"step_first": 0.10, "step_rest": 0.10}  # of whichever is worst: prediction, hidden states, change, residual
 GATE |= {"vae_decoder_next": 0.05, "vae_encoder_next": 0.05, "image_encoder": 0.05}
 _EVERY = 4
 
