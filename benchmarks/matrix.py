@@ -98,12 +98,12 @@ def page(result: dict[str, Any]) -> str:
     head = _HEAD.format(when=when, machine=result["machine_text"], versions=versions)
     bundles = [row for row in result["rows"] if row["test"] == BUNDLES]
     packages = [row for row in result["rows"] if row["test"] == PACKAGES]
-    return head + _bundles(bundles) + (_PACKAGES + _packages(packages) if packages else "")
+    return head + _bundles(bundles) + _PACKAGES + (_packages(packages) if packages else "Not run yet.\n")
 
 
 def _bundles(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for backbone, kind in dict.fromkeys((row["backbone"], row["kind"]) for row in rows):
+    for backbone, kind in ((one.name, kind) for one in BACKBONES for kind in ("metacanvas", "stock")):
         found = {(row["target"], row["precision"]): row for row in rows if (row["backbone"], row["kind"]) == (backbone, kind)}
         others = ["below" if kind == "stock" and takes_programs(target) else "not run" for target, _ in COLUMNS]
         shown = [_shown(found.get(column), other) for column, other in zip(COLUMNS, others, strict=True)]
