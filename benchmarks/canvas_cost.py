@@ -40,6 +40,7 @@ EAGER = "torch eager fp32"
 MOST_COST = 0.05
 WITH, WITHOUT = "with", "without"
 _CONTEXT_ROWS = 64
+_STEPS = 8  # enough for a solver of any order to reach it, as in the bundle's step
 
 
 class StepEngine:
@@ -136,7 +137,7 @@ def step_program(checkpoint: Checkpoint, *, canvas: bool) -> StepProgram:
     scheduler: Any = checkpoint.load_scheduler()
     arguments: dict[str, Any] = {"token_counts": [256]} if scheduler.config.get("use_dynamic_shifting") else {}
     table = build_sampler_table(
-        scheduler, max_steps=2, step_counts=[2], set_timesteps=checkpoint.backbone.set_timesteps(scheduler),
+        scheduler, max_steps=_STEPS, step_counts=[_STEPS], set_timesteps=checkpoint.backbone.set_timesteps(scheduler),
         timestep_scale=checkpoint.backbone.timestep_scale(checkpoint.model_config), **arguments,
     )  # fmt: skip
     assert checkpoint.config is not None

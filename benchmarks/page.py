@@ -49,7 +49,7 @@ def page(results: Path) -> str:
     runs = {name: run for name, run in found.items() if run}
     canvas = {name: run for name, run in costs.items() if run}
     lines = [_HEAD, *_machines([*runs.values(), *canvas.values()])]
-    lines += [_END_TO_END, _row("backbone", f"{EAGER}, s", *COLUMNS), _rule(2 + len(COLUMNS))]
+    lines += [_END_TO_END, _row("backbone", "threads", f"{EAGER}, s", *COLUMNS), _rule(3 + len(COLUMNS))]
     lines += [_row(name, *_ratios(run)) for name, run in runs.items()]
     lines += _not_measured(runs)
     lines += [_BEST, _row("backbone", "bundle", *report.STAGES, "total, s", "host", "x eager", "x compile", "wanted", "")]
@@ -78,9 +78,9 @@ def _not_measured(runs: Mapping[str, Any]) -> list[str]:
 
 
 def _ratios(run: Mapping[str, Any]) -> list[str]:
-    """Seconds of eager fp32, then every contestant's ratio and its picture's error; in brackets where that fails the gate."""
+    """Threads, seconds of eager fp32, every other's ratio and its picture's error; in brackets where that fails the gate."""
     contestants = run["contestants"]
-    cells = [f"{contestants[EAGER]['seconds']['total']['median']:.1f}"]
+    cells = [str(run["request"]["threads"]), f"{contestants[EAGER]['seconds']['total']['median']:.1f}"]
     for name in COLUMNS:
         entry = contestants.get(name)
         if entry is None:

@@ -157,12 +157,12 @@ def test_the_page_shows_what_there_is(tmp_path: Path) -> None:
         "openvino int8": entry(4.5, 6.0, host_share=0.01),
     }
     machine = {"machine_text": "Two cores"}
-    report.save("mid-wan", {"contestants": contestants, **machine}, tmp_path)
+    report.save("mid-wan", {"contestants": contestants, "request": {"threads": 2}, **machine}, tmp_path)
     cost = {"cost": 0.031, "seconds_without": 0.5}
     report.save("canvas-mid", {"targets": {"openvino bf16": cost}, **machine}, tmp_path)
     text = page.page(tmp_path)
     assert text.count("Two cores") == 1
-    assert "| wan | 12.3 | - | 1.25, 0.00 | - | - | - | 2.50, 0.57 | (4.50, 6.00) | - |" in text
+    assert "| wan | 2 | 12.3 | - | 1.25, 0.00 | - | - | - | 2.50, 0.57 | (4.50, 6.00) | - |" in text
     stages = " | ".join(["4.94 of 12.34"] * 4)
     assert f"| wan | openvino bf16 | {stages} | 1.0 % | 2.50 | 2.00 | 3 | missed |" in text
     assert "| sana | 3.1 % of 500 ms |" in text
