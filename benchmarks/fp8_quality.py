@@ -5,13 +5,15 @@
 
 Planner and step run as torch programs in four ways: float32, bfloat16, and FP8 with the layers kept that `mc-runtime calibrate`
 keeps, with a scale for each row (inductor-cuda) and for each tensor (TensorRT), the rest in bfloat16. All other engines are
-float32 onnxruntime's. Every way draws the same held-out captions from the same noise. Writes benchmarks/results/fp8.json.
+float32 onnxruntime's. Every way draws the same held-out captions from the same noise. Writes benchmarks/results/fp8.json and
+the table of docs/fp8.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +46,10 @@ from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.runtime.engines import Engines, LoadedEngine
 
 RESULT = "fp8"
+PAGE = report.ROOT / "docs" / "fp8.md"
+HEAD = ("demo", "captions", "planner and step", "latents", "pictures, of 255", "worst picture", "right")
+_TABLE = re.compile(r"(<!-- quality -->\n).*?(<!-- /quality -->)", re.DOTALL)
+_OVERALL = ("overall", "correct")
 COMPONENTS = ("planner", "step")
 WAYS = ("fp32", "bf16", "fp8 rows", "fp8 tensor")
 
@@ -190,7 +196,8 @@ def measure(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
     record = calibrate(checkpoint, CalibrationOptions(components=COMPONENTS))
     build_bundle(checkpoint.path, folder / name, BuildOptions())
     bundle = open_bundle(folder / name)
-    found: dict[str, Any] = {"count": count, "seed": seed, "steps": demo.steps, "guidance": demo.guidance, "engines": []}
+    found: dict[str, Any] = {**report.card(), "count": count, "seed": seed, "steps": demo.steps, "guidance": demo.guidance}
+    found["engines"] = []
     for one in record.measured:
         found["engines"].append({"component": one.component, "sites": len(one.sites), **one.notes()["fp8"]})
     truth: Drawn | None = None
@@ -201,6 +208,25 @@ def measure(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
         found["ways"][way] = compared(drawn, truth)
         report.console.print(f"{name} {way}: {found['ways'][way]}", markup=False)
     return found
+
+
+def table(demos: Mapping[str, Mapping[str, Any]]) -> str:
+    """The recorded results as Markdown."""
+    lines = [HEAD, tuple("---" for _ in HEAD)]
+    for name, demo in demos.items():
+        for way, found in demo["ways"].items():
+            right = next(found["accuracy"][key] for key in _OVERALL if key in found["accuracy"])
+            levels = (f"{found['levels_mean']:.2f}", f"{found['levels_worst_picture']:.2f}")
+            lines.append((name, str(demo["count"]), way, f"{found['latents']:.3f}", *levels, f"{100 * right:.1f} %"))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page_with(demos: Mapping[str, Mapping[str, Any]]) -> str:
+    """docs/fp8.md with the table of these results."""
+    text, count = _TABLE.subn(lambda found: found[1] + table(demos) + found[2], PAGE.read_text(encoding="utf-8"))
+    if count != 1:
+        raise ValueError(f"{PAGE}: has {count} places for the table")
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,8 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = report.from_json(file)["demos"] if file.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         demos = {name: measure(name, arguments.count, arguments.seed, Path(folder)) for name in arguments.demo or ["image"]}
-    document = {"benchmark": RESULT, **report.card(), "arithmetic": "emulated on the CPU", "demos": {**before, **demos}}
+    demos = {**before, **demos}
+    document = {"benchmark": RESULT, "arithmetic": "emulated on the CPU", "demos": demos}
     report.save(RESULT, document, arguments.results)
+    if arguments.results is None:
+        PAGE.write_text(page_with(demos), encoding="utf-8")
     return 0
 
 

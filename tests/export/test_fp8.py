@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import fp8_quality, report
 from mc_export.build.calibrate import CalibrationOptions, calibrate, program_of
 from mc_export.build.fp8_choice import Fp8Choice
 from mc_export.build.options import BuildOptions, EngineChoice
@@ -51,6 +52,11 @@ class Convolved(nn.Module):
         self.query, self.key, self.out = nn.Linear(32, 48), nn.Linear(32, 16, bias=False), nn.Linear(48, 32)
         self.narrow, self.wide = nn.Linear(32, 20), nn.Conv2d(32, 32, 3, padding=1)
         self.point = nn.Conv2d(32, 64, 1)
+
+
+def test_the_page_has_the_recorded_table() -> None:
+    recorded = report.from_json(report.RESULTS / f"{fp8_quality.RESULT}.json")["demos"]
+    assert fp8_quality.PAGE.read_text(encoding="utf-8") == fp8_quality.page_with(recorded), "run benchmarks.fp8_quality"
 
 
 def test_what_takes_fp8() -> None:

@@ -110,6 +110,9 @@ def test_every_way_of_every_model_draws_the_same_latents(dry: tuple[dict[str, An
             assert "--packages" in part["left_out"]
             continue
         assert part["error"] <= part["error_allowed"], way.name
+        if way.variant == "fp8":
+            assert 0.01 < part["error"] < 0.2, way.name  # measured 0.012 to 0.049
+            continue
         # Measured 0.007 to 0.013; FLUX's published rounding of the guidance scale to bfloat16 costs its baselines 0.22.
         assert part["error"] < (0.03 if way.ours else 0.4), way.name
         assert (part["error_against_eager"] > 0) == (way.name not in (EAGER, COMPILE)), way.name

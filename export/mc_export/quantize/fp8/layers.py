@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_kernels.fp8_linear import MULTIPLE, fp8_linear, fp8_product, quantize_rows
+from mc_kernels.fp8_linear import MULTIPLE, fp8_linear, fp8_linear_scaled, fp8_product, quantize_rows
 from mc_kernels.fp8_round import fp8_round, fp8_weights, power_of_two_scale
 
 
@@ -73,7 +73,9 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        result: Tensor = fp8_linear(x, self.codes, self.scale, self.bias)
+        # `torch.compile` sees plain operators, which it fuses; an export has one of ours, which its target takes apart or not.
+        plain = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        result: Tensor = (fp8_linear_scaled if plain else fp8_linear)(x, self.codes, self.scale, self.bias)
         return result
 
     def of_codes(self, codes: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
