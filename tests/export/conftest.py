@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 @pytest.fixture(scope="session")
 def exported(checkpoints: dict[str, Checkpoint]) -> Callable[[str, str], Exported]:
     """`exported(checkpoint, component)`."""
+
     @cache
     def export(checkpoint: str, component: str) -> Exported:
         options = BuildOptions(engines={component: BuildOptions().choice(component)})
@@ -58,3 +59,11 @@ def exported(checkpoints: dict[str, Checkpoint]) -> Callable[[str, str], Exporte
         return Exported(program, OnnxFile.at(entry.directory / "graph.onnx"))
 
     return export
+
+
+def program_of(checkpoint: Path, component: str) -> Program:
+    """One of a checkpoint's programs, for a sampler of order 1."""
+    opened = load_checkpoint(checkpoint)
+    options = BuildOptions(engines={component: BuildOptions().choice(component)})
+    limits = replace(LIMITS, order=1)
+    return {part.component: part for part in parts_of(opened, limits, options)}[component].make()
