@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor, nn
 
 from mc_export.backbones.fused import FusedLinear
+from mc_export.backbones.rotary import rotated_heads
 
 MASK_BIAS = -10000.0
 
@@ -154,7 +155,7 @@ def prepare(model: nn.Module) -> None:
 
 
 class Angles(nn.Module):
-    """Cosines and sines of the rotary embedding, `[F * h * w, 1, head / 2]`: the published tables hold each entry twice."""
+    """Cosines and sines of the rotary embedding, `[F * h * w, head / 2]`: the published tables hold each entry twice."""
 
     def __init__(self, rope: WanRotaryPosEmbed) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class Angles(nn.Module):
     def _grid(self, name: str, frames: int, height: int, width: int) -> Tensor:
         t, h, w = (self.get_buffer(f"{name}_{axis}") for axis in "thw")
         axes = (t[:frames][:, None, None], h[:height][None, :, None], w[:width][None, None])
-        return torch.cat([table.expand(frames, height, width, -1) for table in axes], dim=-1).flatten(0, 2)[:, None]
+        return torch.cat([table.expand(frames, height, width, -1) for table in axes], dim=-1).flatten(0, 2)
 
 
 class PreparedBlock(nn.Module):
@@ -204,7 +205,7 @@ class PreparedBlock(nn.Module):
         attn = self.attn1
         joined = states.flatten(1, 2)
         query, key = (
-            rotated(norm(projection(joined)).unflatten(-1, (attn.heads, -1)), *angles).transpose(1, 2)
+            rotated_heads(norm(projection(joined)).unflatten(-1, (attn.heads, -1)), *angles)
             for projection, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
         )
         value = attn.to_v(joined).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -229,12 +230,6 @@ class PreparedCrossAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         output: Tensor = self.to_out[0](attended.transpose(1, 2).flatten(2))
         return output.unflatten(1, states.shape[1:3])
-
-
-def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Neighbouring channels of `[N, S, heads, d]` as pairs, each turned by its angle `[S, 1, d / 2]`."""
-    even, odd = states.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 def row_weights(model: Any) -> tuple[RowWeights, RowWeights]:

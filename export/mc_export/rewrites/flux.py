@@ -60,16 +60,15 @@ class KernelStack(nn.Module):
         image_rotary_emb: Angles,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens `[N, S, D]` of picture and text, the embedding `[N, D]`, angles `[S, d]` (each twice), text before picture."""
+        """Tokens `[N, S, D]` of picture and text, the embedding `[N, D]`, angles `[S, d / 2]`, text before picture."""
         mask = (joint_attention_kwargs or {}).get("attention_mask")
-        cos, sin = (table[:, ::2].contiguous() for table in image_rotary_emb)  # read by every block
         emb, rows = F.silu(temb), encoder_hidden_states.shape[1]
         text, image = Stream(encoder_hidden_states.contiguous()), Stream(hidden_states.contiguous())
         for block in self.double_blocks:
-            text, image = block(text, image, emb, (cos, sin), mask)
+            text, image = block(text, image, emb, image_rotary_emb, mask)
         joined = Stream(torch.cat([text.settled(), image.settled()], dim=1))
         for block in self.single_blocks:
-            joined = block(joined, emb, (cos, sin), mask)
+            joined = block(joined, emb, image_rotary_emb, mask)
         tokens = joined.settled()
         return tokens[:, :rows], tokens[:, rows:]
 

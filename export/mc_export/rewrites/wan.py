@@ -57,9 +57,8 @@ class KernelStack(nn.Module):
         """See `PreparedBlock.forward`."""
         frames = tokens.shape[1]
         stream, rows = Stream(tokens.flatten(0, 1).contiguous()), modulation.flatten(0, 1)
-        cos, sin = (table.squeeze(1) for table in angles)
         for block in self.blocks:
-            stream = block(stream, frames, context, context_bias, rows, (cos, sin), frame_bias)
+            stream = block(stream, frames, context, context_bias, rows, angles, frame_bias)
         return stream.settled().unflatten(0, (-1, frames))
 
 
