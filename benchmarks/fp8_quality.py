@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import report
+from benchmarks.programs import ProgramBackend, ProgramEngine
 from examples.shapes import evaluate as shapes
 from examples.shapes.edit import evaluate as edits
 from examples.shapes.video import evaluate as films
@@ -39,9 +39,7 @@ from mc_export.quantize.fp8.apply import apply_fp8
 from mc_export.quantize.fp8.layers import Activations
 from mc_export.quantize.fp8.record import CalibrationRecord
 from mc_runtime import Runtime
-from mc_runtime.backends.base import Array, Buffer, Call, Engine, HostBackend, Settings, Shapes
-from mc_runtime.bundle.manifest import Engine as EngineSpec
-from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.backends.base import Settings, Shapes
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.runtime.engines import Engines, LoadedEngine
 
@@ -81,51 +79,6 @@ DEMOS = {
     ),
     "video": Demo("examples/shapes/video/checkpoint", films.STEPS, None, _films),
 }  # fmt: skip
-
-
-class ProgramEngine(Engine):
-    """A torch program as an engine on the host."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.component, Path(program.component))
-        self.program = program
-
-    def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """See `Engine.describe`."""
-        return self.program.inputs, self.program.outputs
-
-    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """See `Engine.run`."""
-        feed = {spec.name: inputs[spec.name].native for spec in self.program.inputs}
-        results = {name: output.contiguous() for name, output in self.program.run(feed).items()}
-        return {name: Buffer(one, tuple(one.shape), np.dtype("float32"), one.numpy()) for name, one in results.items()}
-
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
-        """See `Engine.bind`."""
-        return _Bound(self, inputs, outputs)
-
-
-class _Bound(Call):
-    def __init__(self, engine: ProgramEngine, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        self._engine, self._inputs, self._outputs = engine, inputs, outputs
-
-    def run(self) -> None:
-        for name, result in self._engine.run(self._inputs).items():
-            self._outputs[name].native.copy_(result.native)
-
-
-class ProgramBackend(HostBackend):
-    """Buffers of torch on the host."""
-
-    name = "onnxruntime"
-
-    def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
-        """Programs are not loaded from files."""
-        raise TypeError(f"{component}: a program is given, not loaded")
-
-    def wrap(self, array: Array) -> torch.Tensor:
-        """See `HostBackend.wrap`."""
-        return torch.from_numpy(array)
 
 
 class MixedEngines(Engines):
