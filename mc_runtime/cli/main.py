@@ -138,7 +138,7 @@ def cli() -> None:
       mc-runtime generate demo "a red circle left of a blue square" -o out.png
 
     \b
-    Your own checkpoint (a MetaCanvas directory, or a stock diffusers SanaPipeline):
+    Your own checkpoint (a MetaCanvas directory, or a stock diffusers pipeline):
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16
       mc-runtime generate ./bundle "two green triangles above a yellow square" -o out.png
 
