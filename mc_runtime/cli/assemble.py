@@ -11,7 +11,7 @@ from mc_runtime.cli.output import print_json
 
 
 @click.command("assemble")
-@click.option("--pipeline", required=True, metavar="PIPELINE", help="Stock diffusers SanaPipeline: a directory or a hub id.")
+@click.option("--pipeline", required=True, metavar="PIPELINE", help="A stock diffusers pipeline: a directory or a hub id.")
 @click.option("--planner", required=True, metavar="PLANNER", help="Qwen2.5-VL with its processor: a directory or a hub id.")
 @click.option("-o", "--output", type=options.FILE, required=True, metavar="CHECKPOINT", help="Directory to write.")
 @click.option(

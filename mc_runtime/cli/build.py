@@ -100,7 +100,7 @@ def command(
 ) -> None:
     """Build CHECKPOINT into a bundle of engines.
 
-    CHECKPOINT is a MetaCanvas directory (with metacanvas.json), a stock diffusers SanaPipeline directory, the hub id
+    CHECKPOINT is a MetaCanvas directory (with metacanvas.json), the directory of a stock diffusers pipeline, the hub id
     of one, or the name of a demo. Every engine is compared with its torch module; an error beyond the precision's tolerance
     fails the build. Engines are cached by content: the same build again takes seconds, another precision for one component
     rebuilds that one. BUNDLE appears whole or not at all.
