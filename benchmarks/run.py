@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *(end_to_end.main([f"--size=mid-{name}", *kept]) for name in mid.SUBJECTS),
         *(canvas_cost.main([f"--size={size}", *kept]) for size in ("mid", *(f"mid-{name}" for name in mid.SUBJECTS))),
         startup.main(shared),
+        lora.main(kept),
         install_size.main(shared),
     ]
     if arguments.real:
