@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import canvas_cost, end_to_end, install_size, mid, real, report, startup
+from benchmarks import canvas_cost, end_to_end, install_size, lora, mid, real, report, startup
 
 
 def main(argv: Sequence[str] | None = None) -> None:
