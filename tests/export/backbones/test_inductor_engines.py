@@ -117,7 +117,6 @@ def check_package(
 
 
 @pytest.mark.slow
-@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "model", "order"), [
     ("flux-kontext", tiny_flux(5, num_layers=1, num_single_layers=1), 1),
     ("wan-clips", tiny_wan(6, clips=True, num_layers=1), 2),
