@@ -15,7 +15,6 @@ from benchmarks.programs import ProgramBackend, ProgramEngine
 from mc_export.build import BuildOptions, build_bundle
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
-from mc_export.lora import AdaptedProgram
 from mc_export.program.base import Program
 from mc_runtime import Runtime
 from mc_runtime.backends.base import Engine
@@ -42,7 +41,7 @@ def _program_engine(part: Part, choice: EngineChoice, directory: Path, *_: Any) 
     file.write_text(key, encoding="utf-8")
     spec = EngineSpec(
         target="onnxruntime", precision=Precision.FP32, files=(file.name,), inputs=program.inputs, outputs=program.outputs,
-        error=MeasuredError(max_abs=0.0, relative_l2=0.0), lora=program.groups if isinstance(program, AdaptedProgram) else (),
+        error=MeasuredError(max_abs=0.0, relative_l2=0.0), lora=program.groups,
     )  # fmt: skip
     return {"engine": encode(spec), "seconds": 0.0}
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from mc_export.backbones.fused import FusedLinear
+from mc_export.build.options import EngineChoice
+from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.lora import AdaptedProgram
 from mc_export.lora.layers import AdaptedLinear, adaptable_layers
 from mc_export.lower.bf16 import compute_in
 from mc_export.program.base import Program
 from mc_runtime.bundle.engines import lora_inputs
+from mc_runtime.bundle.manifest import Precision
+from tests.factories import tiny_sana
 from tests.tiny_steps import KINDS, sizes_for, tiny_step
 
 RANK = 3
@@ -57,6 +62,25 @@ def test_a_step_with_adapters(name: str, dtype: torch.dtype) -> None:
     for output, tensor in expected.items():
         assert torch.equal(found[output], tensor), "an adapter of zeros changes no bit"
         assert not torch.equal(changed[output], tensor)
+
+
+def test_a_plan_lists_the_layers_that_take_one(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    made: list[AdaptedProgram] = []
+
+    def make() -> AdaptedProgram:
+        made.append(AdaptedProgram(tiny_step("sana", model=tiny_sana(seed=9, num_layers=1)), RANK).eval())
+        return made[-1]
+
+    spec = make_plan(
+        make, EngineChoice("tensorrt-rtx", Precision.BF16), tmp_path, PlanWishes({"B": 1, "G": 2}, capabilities=("8.9",)),
+        enter=lambda state: None, tick=lambda share: None, calibrate=lambda component: [],
+    )  # fmt: skip
+    assert spec.lora == made[0].groups
+    assert spec.lora
+    assert [tensor.name for tensor in spec.inputs][-2:] == list(lora_inputs(spec.lora)[-1])
+    assert spec.error is not None
+    assert 0 < spec.error.relative_l2 < 5e-2
 
 
 def test_every_linear_layer_of_the_blocks_takes_one() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mc_export.build.graph import cached_graph
+from mc_export.build.listed import listed_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.plan import PlanWishes, ToFp8, as_it_is, make_plan
 from mc_export.build.progress import State, StateClock
 from mc_export.build.verify import held_out_feeds, verify_engine
-from mc_export.lora import AdaptedProgram
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
 from mc_export.lower.tensorrt import builds_plans
 from mc_runtime.bundle.decode import decode, encode
@@ -64,7 +64,6 @@ def make_engine(
         )  # fmt: skip
         return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
     program = part.make()
-    groups = program.groups if isinstance(program, AdaptedProgram) else ()
     calibration: Calibration = []
     if takes_programs(choice.target):
         notes: dict[str, Any] = {}
@@ -86,15 +85,7 @@ def make_engine(
                 calibration = calibrate(part.component)
                 enter(State.QUANTIZING)
             files, options = lower(choice.target, onnx, part.component, choice.precision, calibration, directory)
-    spec = Engine(
-        target=choice.target,
-        precision=choice.precision,
-        files=tuple(file.name for file in files),
-        inputs=program.inputs,
-        outputs=program.outputs,
-        options=options,
-        lora=groups,
-    )
+    spec = listed_engine(program, choice, files, options)
     enter(State.VERIFYING)
     shapes = [program.example_extents, *program.check_extents()]
     examples = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mc_export.build.graph import cached_graph
+from mc_export.build.listed import listed_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.progress import State
 from mc_export.build.verify import check_finite, held_out_feeds, runs_here, verify_engine, verify_results
@@ -111,14 +112,7 @@ def make_plan(
         )  # fmt: skip
         enter(State.BUILDING)
         files, options = plan_file(onnx, order, directory)
-        spec = Engine(
-            target=choice.target,
-            precision=choice.precision,
-            files=tuple(file.name for file in files),
-            inputs=program.inputs,
-            outputs=program.outputs,
-            options=options | notes,
-        )
+        spec = listed_engine(program, choice, files, options | notes)
         enter(State.VERIFYING)
         return replace(spec, error=_error(program, make, spec, files, onnx, feeds, held_out))
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
+from mc_runtime.bundle.engines import LoraGroup
 from mc_runtime.bundle.manifest import Tensor
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Program(nn.Module, ABC):
         outputs: the same; their dynamic dimensions may also have names of their own.
         axes: the dynamic dimensions.
         adaptable: submodules whose blocks a LoRA may adapt, and what checkpoints call them (see `mc_export.lora.layers`).
+        groups: the layers that take a LoRA among the inputs.
     """
 
     component: str
@@ -61,6 +63,7 @@ class Program(nn.Module, ABC):
     outputs: tuple[Tensor, ...]
     axes: dict[str, Axis]
     adaptable: Mapping[str, str] = MappingProxyType({})
+    groups: tuple[LoraGroup, ...] = ()
 
     @property
     def core(self) -> Program:
