@@ -30,7 +30,8 @@ from mc_export.program.planner import PlannerProgram
 from mc_export.program.step import StepProgram
 from mc_export.sampler import build_sampler_table
 from mc_runtime.backends.base import Backend, Buffer, Settings
-from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache
+from mc_runtime.backends.cuda_graphs import GraphCache
+from mc_runtime.backends.device_buffers import BufferPool
 from mc_runtime.backends.inductor_cuda import Graphs, InductorCudaBackend, InductorCudaEngine
 from mc_runtime.backends.packages import described_signature, signature_described
 from mc_runtime.backends.registry import create_backend

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes
-from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache, Launches, graph_key, in_order
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, Settings, Shapes
+from mc_runtime.backends.cuda_graphs import GraphCache, Launches, graph_key, in_order
+from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import Gpu, check_gpu, check_run, check_weights, gpu_mend
 from mc_runtime.backends.packages import METADATA_KEY, Package, check_shapes, signature_described
 from mc_runtime.bundle.dimensions import extents_in
@@ -40,7 +41,7 @@ def this_gpu() -> Gpu | None:
     return Gpu(properties.name, (properties.major, properties.minor), free + unused)
 
 
-class InductorCudaBackend(Backend):
+class InductorCudaBackend(PooledBackend):
     """Engine options: see `mc_runtime.backends.packages.Package`.
 
     Raises:
@@ -48,7 +49,6 @@ class InductorCudaBackend(Backend):
     """
 
     name = "inductor-cuda"
-    devices = ("cuda",)
     ahead = 1  # the GPU has its next step while the host hears of the last one
 
     def __init__(self, settings: Settings) -> None:
@@ -56,7 +56,6 @@ class InductorCudaBackend(Backend):
         if this_gpu() is None:
             why = "torch is built without CUDA" if torch.version.cuda is None else "torch sees none"
             raise EngineError(f"this bundle's engines run on an NVIDIA GPU, and {why}; use a machine with one, {_INSTEAD}")
-        self._pool = BufferPool(_allocated)
         self._loading = threading.Lock()
         self.graphs = GraphCache(Graphs())
 
@@ -77,15 +76,12 @@ class InductorCudaBackend(Backend):
             check_weights({component: package}, gpu)
             return InductorCudaEngine(component, files, spec, package, self)
 
-    def to_device(self, array: Array) -> Buffer:
-        """See `Backend.to_device`; a copy on the GPU."""
-        buffer = self._pool.buffer(array.shape, str(array.dtype))
-        self.write(buffer, array)
-        return buffer
-
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
-        """See `Backend.empty`."""
-        return self._pool.buffer(tuple(shape), dtype)
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `PooledBackend.allocate`."""
+        try:
+            return torch.empty(shape, dtype=_DTYPES[dtype], device="cuda")
+        except RuntimeError as error:
+            raise EngineError(gpu_mend(" ".join(str(error).split())[:300])) from error
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
@@ -213,13 +209,6 @@ class _GraphCall(Call):
         results = self._engine.compute([buffer.native for buffer in self._inputs])
         for buffer, result in zip(self._outputs, results, strict=True):
             buffer.native.copy_(result)
-
-
-def _allocated(shape: tuple[int, ...], dtype: str) -> Any:
-    try:
-        return torch.empty(shape, dtype=_DTYPES[dtype], device="cuda")
-    except RuntimeError as error:
-        raise EngineError(gpu_mend(" ".join(str(error).split())[:300])) from error
 
 
 class Graphs:

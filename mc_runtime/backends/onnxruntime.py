@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,39 +54,54 @@ def session_options(component: str, spec: EngineSpec, settings: Settings) -> Any
     return options
 
 
-class OnnxRuntimeEngine(Engine):
-    """One session."""
+class SessionEngine(Engine):
+    """An onnxruntime session, on whatever device."""
 
-    def __init__(self, name: str, path: Path, options: Any) -> None:
-        super().__init__(name, path)
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=_PROVIDERS)
-        except Exception as error:  # onnxruntime raises its own types, one a status code
-            self.fail("does not load", error)
+    session: Any
 
     def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Engine.describe`."""
-        inputs = tuple(tensor_of(node) for node in self._session.get_inputs())
-        outputs = tuple(tensor_of(node) for node in self._session.get_outputs())
+        inputs = tuple(_tensor_of(node) for node in self.session.get_inputs())
+        outputs = tuple(_tensor_of(node) for node in self.session.get_outputs())
         return inputs, outputs
 
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
-        """See `Engine.bind`."""
-        binding = self._bind_inputs(inputs)
+    def bound(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer] = MappingProxyType({})) -> Any:
+        """onnxruntime's I/O binding, tied to these buffers. Raises EngineError."""
+        binding = self.session.io_binding()
+        try:
+            for name, buffer in inputs.items():
+                binding.bind_ortvalue_input(name, buffer.native)
+        except Exception as error:
+            self.fail("does not take its inputs", error)
         try:
             for name, buffer in outputs.items():
                 binding.bind_ortvalue_output(name, buffer.native)
         except Exception as error:
             self.fail("does not take its outputs", error)
-        return _BoundCall(self, self._session, binding)
+        return binding
+
+
+class OnnxRuntimeEngine(SessionEngine):
+    """A session on the CPU."""
+
+    def __init__(self, name: str, path: Path, options: Any) -> None:
+        super().__init__(name, path)
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+        except Exception as error:  # onnxruntime raises its own types, one a status code
+            self.fail("does not load", error)
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
+        """See `Engine.bind`."""
+        return _BoundCall(self, self.bound(inputs, outputs))
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """See `Engine.run`."""
-        binding = self._bind_inputs(inputs)
-        names = [node.name for node in self._session.get_outputs()]
+        binding = self.bound(inputs)
+        names = [node.name for node in self.session.get_outputs()]
         for name in names:
             binding.bind_output(name)
-        _BoundCall(self, self._session, binding).run()
+        _BoundCall(self, binding).run()
         arrays = [np.asarray(value.numpy()) for value in binding.get_outputs()]
         natives = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
         return {
@@ -93,25 +109,15 @@ class OnnxRuntimeEngine(Engine):
             for name, native, array in zip(names, natives, arrays, strict=True)
         }
 
-    def _bind_inputs(self, inputs: Mapping[str, Buffer]) -> Any:
-        binding = self._session.io_binding()
-        try:
-            for name, buffer in inputs.items():
-                binding.bind_ortvalue_input(name, buffer.native)
-        except Exception as error:
-            self.fail("does not take its inputs", error)
-        return binding
-
 
 class _BoundCall(Call):
-    def __init__(self, engine: OnnxRuntimeEngine, session: Any, binding: Any) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, binding: Any) -> None:
         self._engine = engine
-        self._session = session
         self._binding = binding
 
     def run(self) -> None:
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._engine.session.run_with_iobinding(self._binding)
         except Exception as error:
             self._engine.fail("failed", error)
 
@@ -126,7 +132,7 @@ def _level(name: str) -> Any:
     }[name]
 
 
-def tensor_of(node: Any) -> Tensor:
+def _tensor_of(node: Any) -> Tensor:
     """A session's input or output."""
     shape = tuple(size if isinstance(size, int) else str(size or "?") for size in node.shape)
     return Tensor(name=node.name, dtype=_DTYPES.get(node.type, node.type), shape=shape)

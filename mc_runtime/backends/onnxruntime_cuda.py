@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings
-from mc_runtime.backends.cuda_graphs import KEPT_GRAPHS, BufferPool, graph_key, in_order
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, Settings
+from mc_runtime.backends.cuda_graphs import KEPT_GRAPHS, graph_key, in_order
+from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import gpu_mend
-from mc_runtime.backends.onnxruntime import session_options, tensor_of
+from mc_runtime.backends.onnxruntime import SessionEngine, session_options
 from mc_runtime.bundle.manifest import Engine as EngineSpec
-from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -52,7 +52,7 @@ def _uncaptured(provider: Any) -> Any:
 CUDA = Place("cuda", ((_PROVIDER, {"enable_cuda_graph": "1", "use_tf32": "0"}), "CPUExecutionProvider"), graphs=True)
 
 
-class OnnxRuntimeCudaBackend(Backend):
+class OnnxRuntimeCudaBackend(PooledBackend):
     """Engine options: see `mc_runtime.backends.onnxruntime.OnnxRuntimeBackend`.
 
     Raises:
@@ -60,7 +60,6 @@ class OnnxRuntimeCudaBackend(Backend):
     """
 
     name = "onnxruntime"
-    devices = ("cuda",)
     asks_every_step = False  # onnxruntime copies to the host only by waiting for everything
 
     def __init__(self, settings: Settings, place: Place = CUDA) -> None:
@@ -71,21 +70,10 @@ class OnnxRuntimeCudaBackend(Backend):
                 "'mc-runtime[gpu]', or ask for the device cpu"
             )
         self.place = place
-        self._pool = BufferPool(self._allocated)
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
         return OnnxRuntimeCudaEngine(component, files[0], spec, session_options(component, spec, self.settings), self)
-
-    def to_device(self, array: Array) -> Buffer:
-        """See `Backend.to_device`; a copy on the GPU."""
-        buffer = self._pool.buffer(array.shape, str(array.dtype))
-        self.write(buffer, array)
-        return buffer
-
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
-        """See `Backend.empty`."""
-        return self._pool.buffer(tuple(shape), dtype)
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`."""
@@ -96,7 +84,8 @@ class OnnxRuntimeCudaBackend(Backend):
         found: Array = np.array(buffer.native.numpy())
         return found
 
-    def _allocated(self, shape: tuple[int, ...], dtype: str) -> Any:
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `PooledBackend.allocate`."""
         try:
             return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, self.place.device, 0)
         except Exception as error:  # onnxruntime raises its own types, one a status code
@@ -120,8 +109,8 @@ class GraphNumbers:
             return str(self._numbers.get(key, _NO_GRAPH))
 
 
-class OnnxRuntimeCudaEngine(Engine):
-    """One session."""
+class OnnxRuntimeCudaEngine(SessionEngine):
+    """A session on the GPU."""
 
     def __init__(self, name: str, path: Path, spec: EngineSpec, options: Any, backend: OnnxRuntimeCudaBackend) -> None:
         super().__init__(name, path)
@@ -145,27 +134,18 @@ class OnnxRuntimeCudaEngine(Engine):
         self._place = self._place.without_graphs()
         return ort.InferenceSession(str(self.path), options, providers=list(self._place.providers))
 
-    def describe(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """See `Engine.describe`."""
-        return tuple(map(tensor_of, self.session.get_inputs())), tuple(map(tensor_of, self.session.get_outputs()))
-
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """See `Engine.bind`."""
         given = in_order([tensor.name for tensor in self.spec.inputs], inputs, f"{self.name} engine's inputs")
         taken = in_order([tensor.name for tensor in self.spec.outputs], outputs, f"{self.name} engine's outputs")
-        binding = self._bind_inputs(inputs)
-        try:
-            for name, buffer in outputs.items():
-                binding.bind_ortvalue_output(name, buffer.native)
-        except Exception as error:
-            self.fail("does not take its outputs", error)
+        binding = self.bound(inputs, outputs)
         key = graph_key(id(self), [*given, *taken], lambda value: int(value.data_ptr()))
         number = self._numbers.number(key) if self._place.graphs else None
         return _BoundCall(self, binding, number, (*given, *taken))
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """See `Engine.run`; the outputs are onnxruntime's own, on the GPU."""
-        binding = self._bind_inputs(inputs)
+        binding = self.bound(inputs)
         names = [node.name for node in self.session.get_outputs()]
         for name in names:
             binding.bind_output(name, self._place.device)
@@ -173,15 +153,6 @@ class OnnxRuntimeCudaEngine(Engine):
         dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in self.spec.outputs}
         values = zip(names, binding.get_outputs(), strict=True)
         return {name: Buffer(value, tuple(value.shape()), dtypes[name]) for name, value in values}
-
-    def _bind_inputs(self, inputs: Mapping[str, Buffer]) -> Any:
-        binding = self.session.io_binding()
-        try:
-            for name, buffer in inputs.items():
-                binding.bind_ortvalue_input(name, buffer.native)
-        except Exception as error:
-            self.fail("does not take its inputs", error)
-        return binding
 
 
 class _BoundCall(Call):

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings, Shapes, all_finite
+from mc_runtime.backends.base import Array, Buffer, Call, Engine, Settings, Shapes, all_finite
 from mc_runtime.backends.cuda import Landing, Memory, Stream, load_cuda, this_gpu
-from mc_runtime.backends.cuda_graphs import BufferPool, graph_key, in_order
+from mc_runtime.backends.cuda_graphs import graph_key, in_order
+from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.trt_context import Bound, Context, Scratch
 from mc_runtime.backends.trt_kernels import KernelCache
@@ -32,7 +33,7 @@ from mc_runtime.errors import EngineError
 _KEPT = 8
 
 
-class TensorRtBackend(Backend):
+class TensorRtBackend(PooledBackend):
     """Engine options: see `mc_runtime.backends.trt_plans.TrtPlan`.
 
     Raises:
@@ -40,7 +41,6 @@ class TensorRtBackend(Backend):
     """
 
     name: ClassVar[str] = "tensorrt"
-    devices = ("cuda",)
     ahead = 1  # the GPU has its next step while the host hears of the last one
 
     def __init__(self, settings: Settings) -> None:
@@ -59,7 +59,6 @@ class TensorRtBackend(Backend):
         self.stream = Stream(self._cuda)
         self._side = Stream(self._cuda)
         self._capturing = threading.Lock()
-        self.pool = BufferPool(self.stream.allocate)
         self._landings: dict[int, list[Landing]] = {}
         self.scratch = Scratch(lambda size: Memory(self._cuda, size))
 
@@ -84,15 +83,9 @@ class TensorRtBackend(Backend):
         self.check(component, files, spec)
         return TensorRtEngine(component, files[0], spec, TrtPlan.of(component, spec), self)
 
-    def to_device(self, array: Array) -> Buffer:
-        """See `Backend.to_device`; a copy on the GPU."""
-        buffer = self.pool.buffer(array.shape, str(array.dtype))
-        self.write(buffer, array)
-        return buffer
-
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
-        """See `Backend.empty`."""
-        return self.pool.buffer(tuple(shape), dtype)
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `PooledBackend.allocate`."""
+        return self.stream.allocate(shape, dtype)
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the runs, so one under way still reads what was there."""

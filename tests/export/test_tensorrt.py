@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_compute_capabilities_are_named() -> None:
 
 
 def test_a_library_that_is_missing_is_said_with_its_install() -> None:
-    if pytest.importorskip("importlib.util").find_spec("tensorrt") is not None:
+    if find_spec("tensorrt") is not None:
         pytest.skip("tensorrt is installed")
     with pytest.raises(EngineError, match=r"tensorrt: tensorrt is not installed; pip install 'mc-runtime\[tensorrt\]'"):
         plan_facts("tensorrt", ())

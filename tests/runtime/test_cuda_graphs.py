@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mc_runtime.backends.base import Buffer, Settings
-from mc_runtime.backends.cuda_graphs import BufferPool, GraphCache, graph_key, in_order
+from mc_runtime.backends.cuda_graphs import GraphCache, graph_key, in_order
+from mc_runtime.backends.device_buffers import BufferPool
 from mc_runtime.backends.gpu import Gpu, check_gpu, check_run, check_weights, gpu_mend
 from mc_runtime.backends.packages import Package, RunMemory
 from mc_runtime.backends.registry import available, create_backend

@@ -65,7 +65,8 @@ class FakeGraphs:
 def backend(monkeypatch: pytest.MonkeyPatch) -> inductor_cuda.InductorCudaBackend:
     monkeypatch.setattr(inductor_cuda, "this_gpu", lambda: H200)
     monkeypatch.setattr(inductor_cuda, "Graphs", FakeGraphs)
-    monkeypatch.setattr(inductor_cuda, "_allocated", lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype)))
+    on_the_cpu = lambda _, shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype))  # noqa: E731
+    monkeypatch.setattr(inductor_cuda.InductorCudaBackend, "allocate", on_the_cpu)
     monkeypatch.setattr(inductor_cuda, "load_file", lambda file, device: {"weight": torch.ones(1)})
     monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", FakeLibrary)
     FakeGraphs.made, FakeGraphs.broken = 0, False
