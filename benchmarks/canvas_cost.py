@@ -24,7 +24,8 @@ from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
 from mc_export.build.plan import PlanWishes
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
 from mc_export.sampler import build_sampler_table

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.reference.pipeline import Conditions, ReferencePipeline
 from mc_runtime import Runtime
 from mc_runtime.bench import BenchRequest, BundleContestant, Contestant

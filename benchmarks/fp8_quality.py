@@ -31,7 +31,8 @@ from examples.shapes.video import evaluate as films
 from examples.shapes.video.cases import TASKS, sample_cases
 from mc_export.build import BuildOptions, build_bundle
 from mc_export.build.calibrate import CalibrationOptions, calibrate, program_of
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.program.base import Program
 from mc_export.quantize.calibration import calibration_inputs

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.checkpoint.source import read_json
 from mc_export.model.config import PromptConfig
 from mc_runtime.bundle.vision import Vision

@@ -21,7 +21,8 @@ from mc_export.build.progress import BUNDLE, ProgressCallback, ProgressLog, Stat
 from mc_export.build.reports import BuildReport, EngineReport
 from mc_export.build.step_cache import calibrated_cache
 from mc_export.build.verify import runs_here
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.lower.tensorrt import builds_plans
 from mc_runtime.backends.registry import runs_on_gpu
 from mc_runtime.bundle.atomic import staged_directory

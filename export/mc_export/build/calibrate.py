@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mc_export.build.options import FP8_COMPONENTS, BuildOptions
 from mc_export.build.parts import Limits, parts_of
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.base import Program
 from mc_export.quantize.calibration import calibration_inputs

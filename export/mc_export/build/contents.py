@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mc_export.build.cache import build_entry, content_key, copy_files, lookup
 from mc_export.build.options import BuildOptions
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.prompting import planner_prompting, text_prompting
 from mc_export.sampler import build_sampler_table, token_nodes
 from mc_export.vision import planner_vision

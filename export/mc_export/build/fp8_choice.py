@@ -9,7 +9,7 @@ from typing import Any
 
 from mc_export.build.cache import build_entry, content_key, lookup
 from mc_export.build.calibrate import CalibrationOptions, calibrate
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import takes_programs
 from mc_export.program.base import Program
 from mc_export.quantize.fp8.apply import apply_fp8

@@ -10,8 +10,8 @@ from typing import Any
 from mc_export.autoencoders.base import Reach
 from mc_export.build.options import BuildOptions
 from mc_export.checkpoint import layout
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.checkpoint.hashing import sha256_of_files
-from mc_export.checkpoint.load import Checkpoint
 from mc_export.lora import AdaptedProgram
 from mc_export.model.config import METACANVAS_FILE
 from mc_export.program.base import Program

@@ -18,7 +18,7 @@ from mc_export.build.plan import ToFp8, as_it_is
 from mc_export.build.progress import ProgressLog, State
 from mc_export.build.reports import EngineReport
 from mc_export.build.usual import plan_wishes
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration, target_facts
 from mc_export.lower.tensorrt import builds_plans, plan_facts
 from mc_runtime.bundle.manifest import Engine, Precision, Sizes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mc_export.build.cache import build_entry, content_key, lookup
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.quantize.calibration import calibration_prompts
 from mc_export.quantize.media import calibration_media
 from mc_runtime.bundle.decode import decode, encode

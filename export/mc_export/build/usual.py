@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mc_export.build.parts import frames_of
 from mc_export.build.plan import PlanWishes
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEP_FIRST, STEPS
 from mc_runtime.bundle.manifest import Component, Sizes
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from mc_export.checkpoint import layout
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.checkpoint.components import load_canvas_weights, save_canvas_weights
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.checkpoint.source import local_folder, read_json
 from mc_export.model.canvas_model import CanvasModel
 from mc_export.model.config import METACANVAS_FILE, CanvasConfig, MetaCanvasConfig, load_config, save_config

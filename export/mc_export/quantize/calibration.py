@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mc_export.autoencoders.feeds import autoencoder_feeds
 from mc_export.backbones.base import Backbone
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
 from mc_export.quantize.cut_step import cut_step_inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.base import shape_of
 from mc_export.program.cut_step import FirstStepProgram, RestStepProgram

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.reference.media import Given
 from mc_runtime.media.clip import Clip
 from mc_runtime.tasks.registry import TASKS

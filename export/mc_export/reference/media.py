@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor, nn
 
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_runtime.media.clip import Clip
 from mc_runtime.media.clip_input import load_clip
 from mc_runtime.media.image_input import load_image

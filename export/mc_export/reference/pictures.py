@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.model.config import MetaCanvasConfig, PromptConfig
 from mc_export.model.planner import Planner
 from mc_export.reference.prompts import chat_text

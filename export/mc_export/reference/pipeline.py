@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mc_export.checkpoint.load import Checkpoint, load_checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
+from mc_export.checkpoint.load import load_checkpoint
 from mc_export.reference.media import MediaEncoder, given_media
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
 from mc_export.reference.prompts import encode_for_planner

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mc_export.backbones.spec import Condition
-from mc_export.checkpoint.load import Checkpoint
+from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.reference.media import Given, MediaEncoder
 from mc_runtime.bundle.manifest import ConditionSource
 from mc_runtime.sampling.noise import further_noise
