@@ -21,8 +21,9 @@ from mc_export.model.planner import Planner
 from mc_export.reference.pipeline import Conditions, ReferencePipeline
 from mc_runtime.runtime.batch import StepBatch, step_batch
 from mc_runtime.runtime.denoise import denoise
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.runtime.plan import Branch
+from mc_runtime.runtime.work import EngineClock
 from mc_runtime.sampling.noise import initial_noise
 from mc_runtime.sampling.tables import Schedule
 

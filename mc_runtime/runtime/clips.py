@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mc_runtime.backends.base import Array, Buffer
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.errors import EngineError, RequestError
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
+from mc_runtime.runtime.work import EngineClock
 
 Floats = NDArray[np.float32]
 _Run = Callable[[Array], Floats]

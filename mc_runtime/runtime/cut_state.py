@@ -11,9 +11,10 @@ from mc_runtime.backends.base import Array, Call, Shapes
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.runtime.batch import StepBatch
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.runtime.reuse import Decisions
 from mc_runtime.runtime.step_state import StepState
+from mc_runtime.runtime.work import EngineClock
 from mc_runtime.sampling.tables import Schedule
 
 # Of `step_first`, the inputs that `step_rest` gives, and their names there.

@@ -11,8 +11,9 @@ from mc_runtime.backends.base import Array
 from mc_runtime.errors import EngineError
 from mc_runtime.runtime.batch import StepBatch
 from mc_runtime.runtime.cut_state import Cut, CutState
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.runtime.step_state import StepState
+from mc_runtime.runtime.work import EngineClock
 from mc_runtime.sampling.tables import Schedule
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from mc_runtime.backends.registry import create_backend
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
 from mc_runtime.errors import BundleError, EngineError
+from mc_runtime.runtime.work import EngineClock, Work
 
 
 @dataclass
@@ -46,20 +46,6 @@ class LoadedEngine:
         return found
 
 
-class EngineClock:
-    """Adds up the time between entering and leaving, over all uses in one request."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._start = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self._start
-
-
 class Engines:
     """Loads on first use, or ahead of it with `start`."""
 
@@ -84,7 +70,7 @@ class Engines:
         for target, specs in targets.items():
             self._backend(target).admit(specs)
 
-    def start(self, components: Mapping[str, Shapes | None]) -> None:
+    def start(self, components: Mapping[str, Shapes | None]) -> dict[str, Future[LoadedEngine]]:
         """Begin to load these engines, each in its own thread; `get` waits for one.
 
         Where the shapes of an engine's inputs are known already, it prepares itself for them right after loading.
@@ -95,11 +81,29 @@ class Engines:
                 pool = ThreadPoolExecutor(len(missing), thread_name_prefix="load-engine")
                 self._loading |= {name: pool.submit(self._load, name, shapes) for name, shapes in missing.items()}
                 pool.shutdown(wait=False)
+            return {name: self._loading[name] for name in components}
 
     def get(self, component: str) -> LoadedEngine:
-        """The loaded engine. Raises EngineError where it does not load, BundleError where the bundle has none."""
-        self.start({component: None})
-        return self._loading[component].result()
+        """The loaded engine. Raises EngineError where it does not load, BundleError where the bundle has none.
+
+        What did not load is tried again by the next request: a GPU that was full may have room by then.
+        """
+        loading = self.start({component: None})[component]
+        try:
+            return loading.result()
+        except Exception:
+            with self._lock:
+                if self._loading.get(component) is loading:
+                    del self._loading[component]
+            raise
+
+    def wait_for(self, components: Iterable[str], work: Work, shapes: Mapping[str, Shapes] | None = None) -> None:
+        """Count what is left of loading these engines as loading, not as the stage that needs them."""
+        with work.stopwatch.stage("load"):
+            for component in components:
+                loaded = self.get(component)
+                if shapes and component in shapes:
+                    loaded.engine.prepare(shapes[component])
 
     def _load(self, component: str, shapes: Shapes | None) -> LoadedEngine:
         spec = self._bundle.manifest.engines.get(component)

@@ -22,8 +22,9 @@ from mc_runtime.prompting.pixels import Media
 from mc_runtime.prompting.positions import Grid, canvas_positions
 from mc_runtime.prompting.tokenizer import Encoded, Prompter
 from mc_runtime.prompting.vision import Seen, look_at, tower_inputs
-from mc_runtime.runtime.engines import EngineClock, Engines, LoadedEngine, fits, fixed, padded
+from mc_runtime.runtime.engines import Engines, LoadedEngine, fits, fixed, padded
 from mc_runtime.runtime.plan import Branch, ContentCache
+from mc_runtime.runtime.work import EngineClock
 
 CACHE_BYTES = 256 * 2**20
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -50,13 +50,13 @@ class Rendering:
         for batch in batches:
             of_batch = [owners[index] for index in batch]
             shapes = self.shapes(request, longest(of_batch, request), len(batch), lora=lora, reuse=reuse)
-            self.wait_for(self._conditions.components, work)
-            self.wait_for(map(lora.engine, _steps(reuse)), work, shapes)
+            self._engines.wait_for(self._conditions.components, work)
+            self._engines.wait_for(map(lora.engine, _steps(reuse)), work, shapes)
             made, whole = self._denoised(request, of_batch, batch, schedule, work, reuse)
             latents.append(made)
             computed += whole
             if request.output == "images":
-                self.wait_for(self._decoding.components, work, shapes)
+                self._engines.wait_for(self._decoding.components, work, shapes)
                 pictures += self._decoding.decode(made, request, work)
         images, clips = self._decoding.sorted(pictures)
         return Result(images, np.concatenate(latents), request.seeds, work.timings(), plans, clips, tuple(computed))
@@ -85,14 +85,6 @@ class Rendering:
         )
         found = {engine: step} | {part: rest_shapes(spec, self._manifest.engines[part], step) for part in rest}
         return found | (self._decoding.shapes(request) if request.output == "images" else {})
-
-    def wait_for(self, components: Iterable[str], work: Work, shapes: Mapping[str, Shapes] | None = None) -> None:
-        """Count what is left of loading these engines as loading, not as the stage that needs them."""
-        with work.stopwatch.stage("load"):
-            for component in components:
-                loaded = self._engines.get(component)
-                if shapes and component in shapes:
-                    loaded.engine.prepare(shapes[component])
 
     def forget(self) -> None:
         """Empty the cache of encoded pictures and clips."""

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Settings
-from mc_runtime.bundle.manifest import Component, Manifest
+from mc_runtime.bundle.manifest import Manifest
 from mc_runtime.bundle.store import Bundle, open_bundle
 from mc_runtime.errors import RequestError, shown
-from mc_runtime.lora import PLAIN, ActiveLora
 from mc_runtime.lora.shelf import LoraChoice, LoraShelf
 from mc_runtime.runtime.engines import Engines
 from mc_runtime.runtime.fallback import runnable
 from mc_runtime.runtime.plan import Plan
-from mc_runtime.runtime.planning import EncodedPrompt, Planning
 from mc_runtime.runtime.rendering import Rendering, longest
+from mc_runtime.runtime.request_planning import RequestPlanning
 from mc_runtime.runtime.result import Result
 from mc_runtime.runtime.reuse import CacheChoice, reuse_of
 from mc_runtime.runtime.work import Cancel, OnStep, Work
 from mc_runtime.tasks.registry import default_request, request_for
-from mc_runtime.tasks.request import Request
 
 MAX_THREADS = 1024
 
@@ -94,7 +91,7 @@ class Runtime:
         request = default_request(self.manifest, prompt="")
         if request is None:
             return
-        shapes = self._rendering.shapes(request, self._rows(request, self._encode(request)))
+        shapes = self._rendering.shapes(request, self._planning.rows(request, self._planning.encode(request)))
         for component, known in shapes.items():
             self._engines.get(component).engine.prepare(known)
 
@@ -158,9 +155,9 @@ class Runtime:
             self.manifest, task, prompt=prompt, negative_prompt=negative_prompt, size=size, guidance_scale=guidance,
             true_cfg_scale=true_scale, **media,
         )  # fmt: skip
-        encoded = self._encode(request, self._loras.active(lora))
-        self._engines.start(dict.fromkeys(self._needed(encoded)))
-        return self._plans(request, encoded, Work(), media)[0]
+        encoded = self._planning.encode(request, self._loras.active(lora))
+        self._engines.start(dict.fromkeys(self._planning.components(encoded)))
+        return self._planning.plans(request, encoded, Work(), media)[0]
 
     def render(
         self,
@@ -272,52 +269,14 @@ class Runtime:
             )
             active = self._loras.active(lora)
             reuse = reuse_of(self.manifest, cache, active)
-            encoded = self._encode(request, active)
-            shapes = self._rendering.shapes(request, self._rows(request, encoded), lora=active, reuse=reuse)
-        self._engines.start(dict.fromkeys((*self._needed(encoded), *self._rendering.components)) | shapes)
-        return self._rendering.render(request, self._plans(request, encoded, work, media), work, reuse)
-
-    def _encode(self, request: Request, lora: ActiveLora = PLAIN) -> list[list[EncodedPrompt]]:
-        """Token ids of every prompt, and of its negative prompt where guidance uses it.
-
-        Both come with the request's pictures and clip: guidance leads away from what the negative prompt says of them.
-        """
-        clip = request.clip
-        seen = self._planning.look((*request.pictures, *([] if clip is None else [clip])))
-        picture = request.pictures[0] if self.manifest.conditioning == "image_encoder" and request.pictures else None
-        pixels = None if picture is None else np.asarray(picture, np.float32) / np.float32(255)
-        encode = partial(self._planning.encode, seen=seen, picture=pixels, lora=lora)
-        pairs = zip(request.prompts, request.negative_prompts, strict=True)
-        if not request.uses_guidance:
-            return [[encode(prompt)] for prompt, _ in pairs]
-        return [[encode(prompt), encode(negative, negative=True)] for prompt, negative in pairs]
-
-    def _plans(
-        self, request: Request, encoded: list[list[EncodedPrompt]], work: Work, media: Mapping[str, Any]
-    ) -> tuple[Plan, ...]:
-        """One plan a prompt."""
-        self._rendering.wait_for(self._needed(encoded), work)
-        plans = []
-        for prompt, negative, texts in zip(request.prompts, request.negative_prompts, encoded, strict=True):
-            work.stop_if_cancelled()
-            with work.stopwatch.stage("plan"):
-                branches = tuple(self._planning.branch(text, request.size, work.clock) for text in texts)
-            lora = texts[0].lora
-            plans.append(Plan(prompt, negative, request.size, branches, self.bundle.digest, request.task, dict(media), lora))
-        return tuple(plans)
-
-    def _needed(self, encoded: list[list[EncodedPrompt]]) -> tuple[Component, ...]:
-        """The engines that plan these prompts."""
-        return self._planning.components(text for texts in encoded for text in texts)
-
-    def _rows(self, request: Request, encoded: list[list[EncodedPrompt]]) -> int:
-        """Context rows of the longest branch in the first batch."""
-        prompts = -(-self.manifest.max_batch // request.num_images)
-        return max(self._planning.rows(text, request.size) for texts in encoded[:prompts] for text in texts)
+            encoded = self._planning.encode(request, active)
+            shapes = self._rendering.shapes(request, self._planning.rows(request, encoded), lora=active, reuse=reuse)
+        self._engines.start(dict.fromkeys((*self._planning.components(encoded), *self._rendering.components)) | shapes)
+        return self._rendering.render(request, self._planning.plans(request, encoded, work, media), work, reuse)
 
     @cached_property
-    def _planning(self) -> Planning:
-        return Planning(self.bundle, self._engines)
+    def _planning(self) -> RequestPlanning:
+        return RequestPlanning(self.bundle, self._engines)
 
     @cached_property
     def _rendering(self) -> Rendering:

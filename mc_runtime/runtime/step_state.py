@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Array, Buffer
 from mc_runtime.runtime.batch import StepBatch
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
+from mc_runtime.runtime.work import EngineClock
 from mc_runtime.sampling.tables import Schedule
 
 

@@ -12,10 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.errors import Cancelled, RequestError, shown
-from mc_runtime.runtime.engines import EngineClock
 from mc_runtime.runtime.result import Step
 
 OnStep = Callable[[Step], object]
+
+
+class EngineClock:
+    """Adds up the time between entering and leaving, over all uses in one request."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
 
 
 class Event(Protocol):

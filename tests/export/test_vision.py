@@ -31,8 +31,9 @@ from mc_runtime.bundle.vision import Vision
 from mc_runtime.media.clip import Clip
 from mc_runtime.prompting import Grid
 from mc_runtime.prompting.vision import tower_indices
-from mc_runtime.runtime.engines import EngineClock, Engines
+from mc_runtime.runtime.engines import Engines
 from mc_runtime.runtime.planning import Planning
+from mc_runtime.runtime.work import EngineClock
 from tests.factories import tiny_metacanvas_checkpoint, tiny_planner
 from tests.tiny_processors import drawn
 

@@ -13,8 +13,8 @@ from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Precision, Tensor
 from mc_runtime.errors import Cancelled, EngineError, RequestError
 from mc_runtime.runtime.clips import Codec, decode_clip, encode_clip
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
-from mc_runtime.runtime.work import Work
+from mc_runtime.runtime.engines import LoadedEngine
+from mc_runtime.runtime.work import EngineClock, Work
 
 CACHE = ("B", 1, 1, "H", "W")
 STRIDE = 2

@@ -16,7 +16,8 @@ from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import Cancelled, EngineError
 from mc_runtime.runtime.batch import StepBatch
 from mc_runtime.runtime.denoise import denoise
-from mc_runtime.runtime.engines import EngineClock, LoadedEngine
+from mc_runtime.runtime.engines import LoadedEngine
+from mc_runtime.runtime.work import EngineClock
 from mc_runtime.sampling.tables import Schedule
 
 STEPS = 5

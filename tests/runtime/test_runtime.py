@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mc_runtime import RequestError, Result, Runtime, Step
+from mc_runtime import EngineError, RequestError, Result, Runtime, Step
+from mc_runtime.backends.base import Engine
+from mc_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.sampling.noise import initial_noise
 from tests.runtime.fake_bundle import CANVAS, CHANNELS, CONTEXT, expected_latents, sampler_table, write_fake_bundle
@@ -189,6 +191,23 @@ def test_warm_up_loads_everything_for_the_default_size(tmp_path: Path) -> None:
     assert len(runtime._engines.get("step").engine._compiled) == 1  # type: ignore[attr-defined]
     runtime.generate(PROMPT)
     assert len(runtime._engines.get("step").engine._compiled) == 1  # type: ignore[attr-defined]
+
+
+def test_what_did_not_load_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime.load(write_fake_bundle(tmp_path / "bundle"), threads=1)
+    load, full = OnnxRuntimeBackend.load, [True]
+
+    def load_if_there_is_room(self: OnnxRuntimeBackend, component: str, *arguments: Any) -> Engine:
+        if component == "step" and full:
+            raise EngineError("step engine: the GPU's memory is full")
+        return load(self, component, *arguments)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", load_if_there_is_room)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="memory is full"):
+            runtime.generate(PROMPT)
+    full.clear()
+    assert same(runtime.generate(PROMPT), Runtime.load(runtime.bundle.path, threads=1).generate(PROMPT))
 
 
 def test_own_latents_replace_the_noise(runtime: Runtime) -> None:
