@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from diffusers import (
@@ -13,6 +16,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.pipelines.flux import pipeline_flux_kontext
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -87,6 +91,17 @@ def flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(
         shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
     )
+
+
+@contextmanager
+def small_pictures_to_edit() -> Iterator[None]:
+    """What FLUX.1-Kontext brings pictures to has a thousand pixels while this lasts, not a million.
+
+    A tiny autoencoder has two pixels a cell, not eight: the published sizes would be 65536 tokens of reference.
+    """
+    sizes = [(24, 48), (32, 36), (36, 32), (48, 24)]
+    with patch.object(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes):
+        yield
 
 
 def tiny_stock_flux(folder: Path, seed: int = 0, kind: str = "flux-kontext", scheduler: Any = None, **overrides: Any) -> Path:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from diffusers.pipelines.flux import pipeline_flux_kontext
 from PIL import Image
 
 from mc_export.build import BuildOptions, build_bundle
 from mc_runtime import Runtime
-from tests.tiny_flux import FLUX_CHANNELS, tiny_stock_flux
+from tests.tiny_flux import FLUX_CHANNELS, small_pictures_to_edit, tiny_stock_flux
 
 pytestmark = [pytest.mark.integration, pytest.mark.matrix]
 
@@ -28,8 +27,7 @@ PICTURE = Image.fromarray(np.random.default_rng(2).integers(0, 255, (50, 90, 3),
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Runtime]]:
     """The pipeline and the runtime of one checkpoint; pictures to edit are of sizes that suit tiny latents."""
     folder: Path = tmp_path_factory.mktemp("flux")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(24, 48), (32, 36), (36, 32), (48, 24)])
+    with small_pictures_to_edit():
         checkpoint = tiny_stock_flux(folder / "checkpoint", seed=5, num_layers=1, num_single_layers=1)
         build_bundle(checkpoint, folder / "bundle", BuildOptions(max_steps=STEPS, max_batch=2))
         pipeline = FluxKontextPipeline.from_pretrained(str(checkpoint))
