@@ -7,14 +7,12 @@ section of gigabytes, loading copies nothing, and nothing is unpickled.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch.export import ExportedProgram
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.program.base import Program
 from mc_export.program.export import export_program, quick_tracing
+from mc_export.quiet import quiet
 from mc_runtime.backends.packages import METADATA_KEY, base_version, described_signature
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
@@ -186,16 +185,11 @@ def _own_cache(directory: str) -> Iterator[None]:
     os.environ[_CACHE_VARIABLE] = directory  # read when the compiler is imported, too
     from torch._inductor.utils import clear_caches
 
-    logger = logging.getLogger("torch._inductor")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     clear_caches()  # they name files of other directories
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("torch._inductor"):
             yield
     finally:
-        logger.setLevel(level)
         clear_caches()
         if before is None:
             os.environ.pop(_CACHE_VARIABLE, None)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from onnx_ir.passes import common as passes
 from torch.export import ExportedProgram
 
 from mc_export.program.export import quick_tracing
+from mc_export.quiet import quiet
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError
 
@@ -67,7 +65,7 @@ def onnx_from_program(
         EngineError: the program has an operator without an ONNX form, or the graph is not valid.
     """
     try:
-        with _quiet(), quick_tracing():
+        with quiet("torch.onnx"), quick_tracing():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -130,17 +128,3 @@ def _name_dimensions(model: ir.Model, inputs: Sequence[Tensor], outputs: Sequenc
         for value in node.outputs:
             if value not in edges:
                 value.shape = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's notes on optional packages and on defaults."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
@@ -16,8 +14,12 @@ from torch.export import Dim, ExportedProgram, export
 from torch.overrides import TorchFunctionMode
 
 from mc_export.program.base import Program
+from mc_export.quiet import quiet
 from mc_runtime.bundle.dimensions import factor_and_name
 from mc_runtime.errors import EngineError
+
+# Their notes on symbolic shapes: what matters of them is checked by running the result.
+_TALKERS = ("torch.fx.experimental.symbolic_shapes", "torch.export")
 
 
 def export_program(program: Program) -> ExportedProgram:
@@ -29,7 +31,7 @@ def export_program(program: Program) -> ExportedProgram:
     program.eval()
     inputs = program.example(program.example_extents)
     try:
-        with _quiet(), _explicit_signature(program), _rewritten(), torch.no_grad(), quick_tracing():
+        with quiet(*_TALKERS), _explicit_signature(program), _rewritten(), torch.no_grad(), quick_tracing():
             exported = export(program, args=(), kwargs=inputs, dynamic_shapes=_dynamic_shapes(program), strict=False)
     except Exception as error:  # whatever the tracer raises means the same: this model has no export
         reason = " ".join(str(error).split())[:500]
@@ -141,19 +143,3 @@ def _check(program: Program, exported: ExportedProgram, extents: Mapping[str, in
             raise EngineError(
                 f"{program.component}: the export differs from its module at {where}: {name} is off by {difference:.1e}"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the tracer's notes on symbolic shapes; what matters of them is checked by running the result."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mc_export.quiet import quiet
 from mc_export.sampler.drive import Array, Drive, drive
 from mc_export.sampler.errors import UnsupportedSchedulerError
 from mc_export.sampler.solve import MAX_ORDER, residual, solve
@@ -63,7 +62,7 @@ def build_sampler_table(
     name = type(scheduler).__name__
     solved: dict[str, list[_Solved | None]] = {}
     order = 1
-    with _quiet_schedulers():
+    with quiet("diffusers.schedulers"), np.errstate(all="ignore"):
         check_suitable(scheduler, next(iter(keys.values())), set_timesteps)
         for key, tokens in keys.items():
             solved[key] = []
@@ -97,19 +96,6 @@ def _solved(scheduler: Any, steps: int, tokens: int | None, set_timesteps: SetTi
             f"{name} is not linear in latents and predictions: a table misses its own step by {error:.1e} ({steps} steps)"
         )
     return _Solved(run, coefficients, error)
-
-
-@contextmanager
-def _quiet_schedulers() -> Iterator[None]:
-    """Some schedulers warn again at every step count; what matters of it is in the table or in an error."""
-    logger = logging.getLogger("diffusers.schedulers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _order(coefficients: Array) -> int:
