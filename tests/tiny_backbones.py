@@ -6,10 +6,12 @@ A backbone that is added to the registry needs an entry in `TINY`; everything el
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -28,7 +30,7 @@ from tests.factories_unet import (
     tiny_stock_sdxl,
     tiny_stock_svd,
 )
-from tests.tiny_flux import tiny_metacanvas_flux, tiny_stock_flux
+from tests.tiny_flux import small_pictures_to_edit, tiny_metacanvas_flux, tiny_stock_flux
 from tests.tiny_wan import tiny_metacanvas_wan, tiny_stock_wan
 
 STEPS = 3
@@ -63,6 +65,20 @@ def tiny_checkpoint(folder: Path, backbone: Backbone, kind: str) -> Path:
     if kind == "stock":
         return TINY[backbone.name].stock(folder, seed=SEED)
     return TINY[backbone.name].metacanvas(folder, seed=SEED, tasks=backbone.canvas_tasks, prompt=EYES)
+
+
+@contextmanager
+def tiny_sizes() -> Iterator[None]:
+    """Where a stock model's configuration names no size, its own is a tiny one while this lasts, not the published.
+
+    Requests that say no size are of it, calibration's too: with thousands of tokens it takes minutes and tells no more.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(small_pictures_to_edit())
+        for backbone in BACKBONES:
+            if not backbone.config_names_size:
+                stack.enter_context(patch.object(type(backbone), "default_latent_size", lambda *_: (8, 12)))
+        yield
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from mc_runtime import Runtime
 from mc_runtime.backends.registry import available
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import RequestError
-from tests.tiny_backbones import KINDS, PROMPTS, Case, backbone_named, cases, tiny_checkpoint
-from tests.tiny_flux import small_pictures_to_edit
+from tests.tiny_backbones import KINDS, PROMPTS, Case, backbone_named, cases, tiny_checkpoint, tiny_sizes
 
 pytestmark = [pytest.mark.integration, pytest.mark.matrix]
 
@@ -80,7 +79,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
         folder = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
         return ReferencePipeline.from_checkpoint(tiny_checkpoint(folder, backbone_named(name), kind))
 
-    with small_pictures_to_edit():
+    with tiny_sizes():
         yield make
     make.cache_clear()
 

@@ -20,8 +20,7 @@ from mc_export.reference import ReferencePipeline
 from mc_runtime import Runtime
 from mc_runtime.errors import CheckpointError
 from tests.program_bundle import programs_as_engines
-from tests.tiny_backbones import KINDS, PROMPTS, TINY, cases, tiny_checkpoint
-from tests.tiny_flux import small_pictures_to_edit
+from tests.tiny_backbones import KINDS, PROMPTS, TINY, cases, tiny_checkpoint, tiny_sizes
 from tests.tiny_wan import tiny_metacanvas_wan
 
 pytestmark = pytest.mark.integration
@@ -45,7 +44,7 @@ def pair(
     backbone, kind = request.param
     folder = tmp_path_factory.mktemp(f"{backbone.name}-{kind}")
     checkpoint = tiny_checkpoint(folder / "checkpoint", backbone, kind)
-    with small_pictures_to_edit(), programs_as_engines(folder / "cache") as build:
+    with tiny_sizes(), programs_as_engines(folder / "cache") as build:
         yield ReferencePipeline.from_checkpoint(checkpoint), build(checkpoint, folder / "bundle")
 
 
