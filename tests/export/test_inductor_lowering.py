@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from mc_export.build.verify import verify_engine
 from mc_export.lower import inductor, lower_program, target_facts
 from mc_export.lower.bf16 import compute_in_bf16
+from mc_export.program.base import Axis, Program, float_tensor
 from mc_runtime.bundle.manifest import Engine, Precision
 from mc_runtime.errors import EngineError
 from tests.export.conftest import program_of
@@ -71,6 +73,29 @@ def test_no_compiler(asked: str | None, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(EngineError, match=r"C\+\+ compiler.*apt install g\+\+.*--target onnxruntime") as caught:
         inductor.find_compiler()
     assert "\n" not in str(caught.value)
+
+
+class Weighs(Program):
+    """A table in the code, which is neither a parameter nor a buffer."""
+
+    component = "step"
+    inputs = (float_tensor("x", "B", 2),)
+    outputs = (float_tensor("y", "B", 2),)
+    axes: ClassVar = {"B": Axis("B", 1, 4, 2)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor([2.0, 3.0])
+
+    def example(self, extents: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+        return {"x": torch.ones(extents["B"], 2)}
+
+
+def test_a_table_in_the_code_keeps_its_name() -> None:
+    exported = inductor.exported_in(Weighs(), Precision.FP32)
+    module = exported.module()
+    assert {name: table.tolist() for name, table in module.named_buffers()} == {"lifted_tensor_0": [2.0, 3.0]}
+    assert set(exported.constants) == {"lifted_tensor_0"}
+    assert module(x=torch.ones(3, 2)).tolist() == [[2.0, 3.0]] * 3
 
 
 def test_settings_that_an_older_torch_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

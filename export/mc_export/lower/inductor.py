@@ -15,12 +15,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.program.base import Program
@@ -102,7 +104,16 @@ def exported_in(program: Program, precision: Precision) -> ExportedProgram:
     names, listed = exported.graph_signature.user_inputs, tuple(spec.name for spec in program.inputs)
     if tuple(names) != listed:
         raise EngineError(f"{program.component}: the export takes {names} where the manifest lists {listed}")
+    _name_constants(exported)
     return exported
+
+
+def _name_constants(exported: ExportedProgram) -> None:
+    """Makes buffers of the tensors that a model's code writes down: the compiler keeps a buffer's name, and invents theirs."""
+    specs = exported.graph_signature.input_specs
+    for index, spec in enumerate(specs):
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            specs[index] = replace(spec, kind=InputKind.BUFFER, persistent=False)
 
 
 def compiled(exported: ExportedProgram, component: str, settings: dict[str, Any], directory: Path) -> Path:
@@ -163,10 +174,17 @@ def metadata_of(program: Program) -> dict[str, str]:
 
 
 def constants_of(exported: ExportedProgram, package: Path) -> dict[str, torch.Tensor]:
-    """The weights that the compiled library asks for, by the names it asks with."""
+    """The weights that the compiled library asks for, by the names it asks with.
+
+    Raises:
+        EngineError: it asks for some that the export does not have.
+    """
     loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
     there = {**exported.state_dict, **exported.constants}
-    wanted = {name: there[name] for name in loader.get_constant_fqns()}
+    asked = loader.get_constant_fqns()
+    if unknown := sorted(set(asked) - set(there)):
+        raise EngineError(f"{package.stem}: the compiler made constants of its own ({', '.join(unknown)}), {_INSTEAD}")
+    wanted = {name: there[name] for name in asked}
     # Tied weights are two names of one memory, which a safetensors file does not hold.
     seen: set[int] = set()
     found = {}
