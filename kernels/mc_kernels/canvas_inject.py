@@ -23,8 +23,8 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, split_width
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch, size_hint
-from mc_kernels.rows import load_row, norm_modulate, store_row
+from mc_kernels.launch import clamped, launch
+from mc_kernels.rows import load_row, norm_modulate, store_row, wide
 
 FP8_MAX = 448.0  # the largest e4m3 value
 ENOUGH_PROGRAMS = 512  # about four for each of an H100's or H200's 132 multiprocessors
@@ -94,7 +94,7 @@ def canvas_inject_kernel(
     last = tl.minimum(first + columns_per_program, W)
     y = row % H
     frame = row // H % T
-    b = row // H // T
+    b = wide(row // H // T)
 
     a = tl.arange(0, HEAD)
     z = HEAD + tl.arange(0, TAIL)
@@ -123,11 +123,11 @@ def canvas_inject_kernel(
     held, _, _ = source_cell(first, w, W, LERP_W)
     held -= 2  # nothing is held yet: the first turn loads both cells
 
-    cell = row * (stride * W) + first * stride
+    cell = wide(row) * (stride * W) + first * stride
     x_ptr += cell
     h_ptr += cell
     u_ptr += cell
-    row_scale_ptr += row.to(tl.int64) * W + first
+    row_scale_ptr += wide(row) * W + first
     for column in range(first, last):
         lower, upper, weight = source_cell(column, w, W, LERP_W)
         if LERP_W:
@@ -184,10 +184,7 @@ def configuration(size: tuple[int, int, int], grid: tuple[int, int, int], width:
 
 def columns_per_program(rows: int, width: int) -> int:
     """The longest walk, at most 16 cells, that still leaves every multiprocessor several programs."""
-    for columns in (16, 8, 4, 2):
-        if rows * -(-width // columns) >= ENOUGH_PROGRAMS:
-            return columns
-    return 1
+    return clamped(rows * width // ENOUGH_PROGRAMS, 1, 16)
 
 
 def canvas_inject_triton(
@@ -209,7 +206,7 @@ def canvas_inject_triton(
         capability = torch.cuda.get_device_capability(x.device)
         operands.require(capability >= (8, 9), f"e4m3 needs compute capability 8.9, here is {capability}; pass fp8=False")
     rows = B * T * H
-    columns = columns_per_program(size_hint(rows), size_hint(W))
+    columns = columns_per_program(rows, W)
     segments = -(-W // columns)
     grid = (rows * segments,)
     operands.launchable(grid)

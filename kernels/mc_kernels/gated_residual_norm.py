@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, split_width
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch, shows_kernels, size_hint
-from mc_kernels.rows import load_row, norm_modulate, store_row
+from mc_kernels.launch import clamped, launch, shows_kernels
+from mc_kernels.rows import load_row, norm_modulate, store_row, wide
 
 ENOUGH_PROGRAMS = 512  # about four for each of an H100's or H200's 132 multiprocessors
 
@@ -46,7 +46,7 @@ def gated_residual_norm_kernel(
 ):  # fmt: skip
     """One program: up to `tokens_per_program` tokens of one sample. `stride` is D, in 64 bits."""
     program = tl.program_id(0)
-    b = program // chunks
+    b = wide(program // chunks)
     first = program % chunks * tokens_per_program
     last = tl.minimum(first + tokens_per_program, N)
 
@@ -54,9 +54,9 @@ def gated_residual_norm_kernel(
     z = HEAD + tl.arange(0, TAIL)
     mask_a = a < D
     mask_z = z < D
-    gate_ptr += b * gate_stride_b + first * gate_stride_n
-    shift_ptr += b * shift_stride_b + first * shift_stride_n
-    scale_ptr += b * scale_stride_b + first * scale_stride_n
+    gate_ptr += b * gate_stride_b + wide(first) * gate_stride_n
+    shift_ptr += b * shift_stride_b + wide(first) * shift_stride_n
+    scale_ptr += b * scale_stride_b + wide(first) * scale_stride_n
     if not PER_TOKEN:
         shift_a = load_row(shift_ptr, a, mask_a)
         shift_z = load_row(shift_ptr, z, mask_z)
@@ -66,7 +66,7 @@ def gated_residual_norm_kernel(
             gate_a = load_row(gate_ptr, a, mask_a)
             gate_z = load_row(gate_ptr, z, mask_z)
 
-    token = (b.to(tl.int64) * N + first) * stride
+    token = (b * N + first) * stride
     h_ptr += token
     y_ptr += token
     out_ptr += token
@@ -109,10 +109,7 @@ def configuration(width: int, gated: bool, per_token: bool) -> dict[str, Any]:
 
 def tokens_per_program(batch: int, tokens: int) -> int:
     """As many tokens as share one load of the modulation, at most 16, while every multiprocessor keeps several programs."""
-    for count in (16, 8, 4, 2):
-        if batch * -(-tokens // count) >= ENOUGH_PROGRAMS:
-            return count
-    return 1
+    return clamped(batch * tokens // ENOUGH_PROGRAMS, 1, 16)
 
 
 def gated_residual_norm_triton(
@@ -132,7 +129,7 @@ def gated_residual_norm_triton(
     for name, tensor in (("gate", gate), ("shift", shift), ("scale", scale)):
         if tensor is not None:
             operands.add(name, tensor, modulation, layout="rows")
-    count = tokens_per_program(size_hint(B), size_hint(N))
+    count = tokens_per_program(B, N)
     chunks = -(-N // count)
     grid = (B * chunks,)
     operands.launchable(grid)

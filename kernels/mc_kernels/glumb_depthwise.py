@@ -23,9 +23,11 @@ from torch import Tensor
 
 from mc_kernels.checks import Operands, accumulation_dtype, next_power_of_two
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch, shows_kernels, size_hint
+from mc_kernels.launch import clamped, launch, shows_kernels
+from mc_kernels.rows import wide
 
 STRIP = 4  # output columns of a program
+SHORTEST_WALK = 8  # rows
 ENOUGH_PROGRAMS = 1024  # two rounds of what an H100 or H200 holds at a time, so that the last round is not mostly idle
 
 
@@ -111,7 +113,7 @@ def glumb_depthwise_kernel(
 ):  # fmt: skip
     """One program: `BLOCK` channels of both halves, four columns, up to `rows_per_program` rows. `channel_stride` is C."""
     program = tl.program_id(0)
-    b = program // bands // strips
+    b = wide(program // bands // strips)
     column = program // bands % strips * 4
     first = program % bands * rows_per_program
     last = tl.minimum(first + rows_per_program, H)
@@ -163,10 +165,8 @@ def configuration(channels: int) -> dict[str, Any]:
 
 def rows_per_program(others: int, height: int) -> int:
     """The longest walk that leaves every multiprocessor several programs; each walk reads two rows more than it writes."""
-    rows = height
-    while rows > 8 and others * -(-height // rows) < ENOUGH_PROGRAMS:
-        rows = -(-rows // 2)
-    return rows
+    bands = -(-ENOUGH_PROGRAMS // others)
+    return clamped(-(-height // bands), SHORTEST_WALK, height)
 
 
 def glumb_depthwise_triton(p: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def glumb_depthwise_triton(p: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
     C = doubled // 2
     options = configuration(C)
     strips, blocks = -(-W // STRIP), -(-C // options["BLOCK"])
-    rows = rows_per_program(size_hint(B * strips * blocks), size_hint(H))
+    rows = rows_per_program(B * strips * blocks, H)
     bands = -(-H // rows)
     grid = (B * strips * bands, blocks)
     operands.launchable(grid)

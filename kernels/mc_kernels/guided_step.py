@@ -19,6 +19,7 @@ from torch import Tensor
 from mc_kernels.checks import Operands, accumulation_dtype, describe
 from mc_kernels.language import tl, triton
 from mc_kernels.launch import launch, shows_kernels
+from mc_kernels.rows import wide
 
 MAX_ORDER = 4
 
@@ -56,7 +57,7 @@ def guided_step_kernel(
     ORDER: tl.constexpr, PER_FRAME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: `BLOCK` of the `E` elements of one sample. `stride` is E, in 64 bits; a frame has `cells` of a channel."""
-    b = tl.program_id(0) // blocks
+    b = wide(tl.program_id(0) // blocks)
     offsets = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < E
     kind = next_ptr.dtype.element_ty

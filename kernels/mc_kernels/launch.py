@@ -80,9 +80,13 @@ def shows_kernels(operator: Any, launcher: Callable[..., Any]) -> None:
     operator.register_torch_dispatch(FunctionalTensorMode, decomposed)
 
 
-def size_hint(size: int) -> int:
-    """A size to choose a configuration by: itself, or what a symbolic one was in the example; any choice serves any size."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+def clamped(size: int, least: int, most: int) -> int:
+    """`size` within bounds, `least` the stronger one; of a symbolic size symbolic too.
+
+    So a compiled package chooses anew at every run: the sizes that it was traced at are small and say nothing of a request's.
+    """
+    bounded: int = torch.sym_max(least, torch.sym_min(most, size))
+    return bounded
 
 
 def tracing() -> bool:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mc_kernels.checks import FLOATS, Operands, accumulation_dtype
 from mc_kernels.language import tl, triton
-from mc_kernels.launch import launch, shows_kernels, size_hint
+from mc_kernels.launch import clamped, launch, shows_kernels
+from mc_kernels.rows import wide
 
 HEAD_WIDTH = 32
 SMALLEST = 1e-15
@@ -91,7 +92,7 @@ def one_pass_kernel(
     BLOCK: tl.constexpr, EXACT_IN_TF32: tl.constexpr,
 ):  # fmt: skip
     """One program: all tokens of one sample and head."""
-    b = tl.program_id(0) // heads
+    b = wide(tl.program_id(0) // heads)
     head = tl.program_id(0) % heads
     s, z = sum_keys_values(
         k_ptr + b * k_b + head * k_h, v_ptr + b * v_b + head * v_h, k_n, v_n, 0, N, BLOCK, EXACT_IN_TF32
@@ -107,7 +108,7 @@ def partial_sums_kernel(
 ):  # fmt: skip
     """One program: s and z over one split, into row 0 to 31 and row 32 of `partial` `[B, heads, splits, 33, 32]`."""
     program = tl.program_id(0)
-    b = program // splits // heads
+    b = wide(program // splits // heads)
     head = program // splits % heads
     start = program % splits * tokens_per_split
     end = tl.minimum(start + tokens_per_split, N)
@@ -115,7 +116,7 @@ def partial_sums_kernel(
         k_ptr + b * k_b + head * k_h, v_ptr + b * v_b + head * v_h, k_n, v_n, start, end, BLOCK, EXACT_IN_TF32
     )  # fmt: skip
     columns = tl.arange(0, 32)
-    partial_ptr += program.to(tl.int64) * (33 * 32)
+    partial_ptr += wide(program) * (33 * 32)
     tl.store(partial_ptr + columns[:, None] * 32 + columns[None, :], s)
     tl.store(partial_ptr + 32 * 32 + columns, z)
 
@@ -129,14 +130,14 @@ def attend_split_kernel(
     """One program: the partial sums added up, then o for one split."""
     program = tl.program_id(0)
     row = program // splits
-    b = row // heads
+    b = wide(row // heads)
     head = row % heads
     start = program % splits * tokens_per_split
     end = tl.minimum(start + tokens_per_split, N)
     columns = tl.arange(0, 32)
     s = tl.zeros([32, 32], tl.float32)
     z = tl.zeros([32], tl.float32)
-    partial_ptr += (row * splits).to(tl.int64) * (33 * 32)
+    partial_ptr += wide(row * splits) * (33 * 32)
     for _ in range(splits):
         s += tl.load(partial_ptr + columns[:, None] * 32 + columns[None, :])
         z += tl.load(partial_ptr + 32 * 32 + columns)
@@ -152,10 +153,7 @@ def configuration(dtype: torch.dtype) -> dict[str, Any]:
 
 def token_splits(rows: int, tokens: int) -> int:
     """Into how many parts the tokens of one of `rows` (samples times heads) are split; 1 where rows alone fill the GPU."""
-    splits = 1
-    while rows * splits < ENOUGH_PROGRAMS and tokens >= 2 * splits * SHORTEST_SPLIT:
-        splits *= 2
-    return splits
+    return clamped(-(-ENOUGH_PROGRAMS // rows), 1, clamped(tokens // SHORTEST_SPLIT, 1, tokens))
 
 
 def linear_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, splits: int | None = None) -> Tensor:
@@ -168,9 +166,11 @@ def linear_attention_triton(q: Tensor, k: Tensor, v: Tensor, *, splits: int | No
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         operands.add(name, tensor, ("B", "N", "heads", HEAD_WIDTH), (q.dtype,) if name != "q" else FLOATS, layout="rows")
     B, N, heads, _ = q.shape
-    splits = token_splits(size_hint(B * heads), size_hint(N)) if splits is None else splits
-    operands.require(1 <= splits <= N, f"splits is {splits}; pass a number from 1 to the {N} tokens")
-    one_pass = splits == 1
+    if splits is None:
+        splits = token_splits(B * heads, N)
+    else:
+        operands.require(1 <= splits <= N, f"splits is {splits}; pass a number from 1 to the {N} tokens")
+    one_pass = isinstance(splits, int) and splits == 1  # what follows the sizes of a run may be more than one
     tokens_per_split = -(-N // splits)
     splits = -(-N // tokens_per_split)  # 63 tokens in 16 parts of 4 are 16 parts, in 20 parts of 4 also 16
     grid = (B * heads * splits,)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mc_kernels.checks import Operands, accumulation_dtype, next_power_of_two, split_width
 from mc_kernels.language import tl, triton
 from mc_kernels.launch import launch, shows_kernels
+from mc_kernels.rows import wide
 
 
 def rotary_tables(positions: Tensor, axes: tuple[int, ...], theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -112,9 +113,9 @@ def qk_norm_rope_kernel(
     HEAD: tl.constexpr, TAIL: tl.constexpr, WIDTH: tl.constexpr, OVER_HEADS: tl.constexpr,
 ):  # fmt: skip
     """One program: one token of one sample. `out_stride` is heads * width."""
-    token = tl.program_id(0)
-    b = token // N
-    n = token % N
+    token = wide(tl.program_id(0))
+    b = wide(tl.program_id(0) // N)
+    n = wide(tl.program_id(0) % N)
     pairs = tl.arange(0, WIDTH // 2)
     inside = pairs < width // 2
     cos = tl.load(cos_ptr + n * cos_n + pairs * cos_i, mask=inside, other=0.0).to(tl.float32)

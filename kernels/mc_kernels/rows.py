@@ -6,6 +6,16 @@ from mc_kernels.language import tl, triton
 
 
 @triton.jit
+def wide(index):
+    """An index in 64 bits, before it is multiplied by a stride.
+
+    A launch from Python passes strides in the 64 bits that a kernel's signature asks for; a compiler that launches it by itself
+    (AOTInductor) passes them in 32 where they fit, and then the product would overflow.
+    """
+    return index.to(tl.int64)
+
+
+@triton.jit
 def load_row(pointer, columns, mask):
     """A row's block in float32, zero where masked."""
     return tl.load(pointer + columns, mask=mask, other=0.0).to(tl.float32)

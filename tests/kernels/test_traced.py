@@ -11,19 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from mc_kernels.canvas_inject import columns_per_program
 from mc_kernels.canvas_injection_attention import canvas_injection_attention
-from mc_kernels.gated_residual_norm import gated_residual_norm
-from mc_kernels.glumb_depthwise import glumb_depthwise
-from mc_kernels.launch import size_hint, traced
-from mc_kernels.linear_attention import linear_attention
+from mc_kernels.gated_residual_norm import gated_residual_norm, tokens_per_program
+from mc_kernels.glumb_depthwise import glumb_depthwise, rows_per_program
+from mc_kernels.launch import clamped, traced
+from mc_kernels.linear_attention import linear_attention, token_splits
 
 WIDTH = 64
 OPERATORS = ("canvas_injection_attention", "linear_attention", "gated_residual_norm", "glumb_depthwise")
-# What each kernel writes. `canvas_inject` and `linear_attention` together are the injection's two launches.
+# What each kernel writes. `canvas_inject` and `linear_attention` together are the injection's launches.
 WRITTEN = [
     {"h_ptr", "u_ptr"},  # canvas_inject
-    {"o_ptr"},  # linear attention of the injection
-    {"o_ptr"},  # linear attention
+    {"partial_ptr"},  # linear attention of the injection: of symbolic sizes always in two launches
+    {"o_ptr"},
+    {"partial_ptr"},  # linear attention
+    {"o_ptr"},
     {"out_ptr", "u_ptr"},  # gated_residual_norm
     {"o_ptr"},  # glumb_depthwise
 ]
@@ -94,14 +97,35 @@ def test_a_compiler_sees_the_kernels(exported: ExportedProgram, hopper: None) ->
     assert operators_of(exported.run_decompositions({}))["mc_kernels.linear_attention.default"] == 1
 
 
-def test_size_hints() -> None:
-    assert size_hint(7) == 7
-    seen: list[int] = []
+def test_a_compiled_launch_follows_the_sizes_of_its_run(exported: ExportedProgram, hopper: None) -> None:
+    """How far a program walks and into how many parts tokens are split: not what the small example of the trace would have."""
+    with traced():
+        seen = exported.run_decompositions({})
+    symbols = dict(zip(("B", "H", "W"), (size.node.expr for size in seen_sizes(seen, (0, 2, 3))), strict=True))
+    found: dict[str, list[int]] = {}
+    for node in seen.graph.nodes:
+        if str(node.target) == "triton_kernel_wrapper_functional":
+            for name, value in node.kwargs["kwargs"].items():
+                if name in ("columns_per_program", "tokens_per_program", "rows_per_program", "splits"):
+                    expression = value.meta["val"].node.expr
+                    size = expression.subs({symbols["B"]: 8, symbols["H"]: 64, symbols["W"]: 64})
+                    found.setdefault(name, []).append(int(size))
+    assert found == {
+        "columns_per_program": [columns_per_program(8 * 64, 64)],
+        "splits": [token_splits(8 * 2, 64 * 64)] * 4,  # two launches each of two attentions
+        "tokens_per_program": [tokens_per_program(8, 64 * 64)],
+        "rows_per_program": [rows_per_program(8 * 16, 64)],
+    }
+    assert found == {"columns_per_program": [16], "splits": [32] * 4, "tokens_per_program": [16], "rows_per_program": [8]}
 
-    class Doubles(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append(size_hint(x.shape[0]))
-            return x * 2
 
-    export(Doubles(), (torch.randn(5),), dynamic_shapes=({0: Dim("n", min=1, max=9)},))
-    assert seen == [5]
+def seen_sizes(program: ExportedProgram, dimensions: tuple[int, ...]) -> list[torch.SymInt]:
+    """Of the first input."""
+    first = next(spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT")
+    value = next(node.meta["val"] for node in program.graph.nodes if node.name == first)
+    return [value.shape[dimension] for dimension in dimensions]
+
+
+def test_bounds_of_sizes() -> None:
+    assert [clamped(size, 1, 16) for size in (0, 5, 40)] == [1, 5, 16]
+    assert clamped(9, 8, 5) == 8

@@ -45,6 +45,6 @@ def test_splits_of_different_lengths_give_the_same_numbers() -> None:
 
 def test_images_are_split_and_videos_are_not() -> None:
     assert token_splits(rows=2 * 70, tokens=1024) == 4
-    assert token_splits(rows=96, tokens=4096) == 8
+    assert token_splits(rows=96, tokens=4096) == 6
     assert token_splits(rows=62 * 96, tokens=880) == 1
     assert token_splits(rows=2, tokens=100) == 1
