@@ -37,9 +37,13 @@ class GraphCache:
     Args:
         recorder: makes the graphs.
         kept: how many.
+
+    Attributes:
+        refused: why the last one that could not be captured could not; None where none was refused.
     """
 
     def __init__(self, recorder: Recorder, kept: int = KEPT_GRAPHS) -> None:
+        self.refused: str | None = None
         self._recorder = recorder
         self._kept = kept
         # A graph's replay, or what there is instead: `warm` before it is captured, None where it cannot be.
@@ -67,8 +71,9 @@ class GraphCache:
         try:
             return self._recorder.capture(launches)
         except (RuntimeError, EngineError) as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"steps are launched kernel by kernel, without a CUDA graph: {reason}", RuntimeWarning, stacklevel=4)
+            self.refused = " ".join(str(error).split())[:200]
+            what = f"steps are launched kernel by kernel, without a CUDA graph: {self.refused}"
+            warnings.warn(what, RuntimeWarning, stacklevel=4)
             return None
 
 

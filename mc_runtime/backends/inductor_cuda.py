@@ -27,6 +27,7 @@ from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_ALIGNMENT = 16
 _serials = itertools.count()
 _INSTEAD = "or build the bundle for another target, such as --target onnxruntime"
 
@@ -85,7 +86,10 @@ class InductorCudaBackend(PooledBackend):
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
-        buffer.native.copy_(torch.from_numpy(np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C")))
+        if array.shape != buffer.shape:
+            array = np.broadcast_to(array, buffer.shape)
+        # Copied on the host only where it must be: what SANA's cross-attention reads is hundreds of megabytes.
+        buffer.native.copy_(torch.from_numpy(np.require(array, buffer.dtype, ["C", "W"])))
 
     def table(self, rows: Array) -> Buffer:
         """See `Backend.table`; on the GPU."""
@@ -134,7 +138,7 @@ class InductorCudaEngine(Engine):
             self._loader = torch._C._aoti.AOTIModelPackageLoader(str(files[0]), "model", True, 1, -1)
             self._weights: dict[str, Any] = {}
             for file in files[1:]:
-                self._weights |= load_file(str(file), device="cuda")
+                self._weights |= {name: _aligned(tensor) for name, tensor in load_file(str(file), device="cuda").items()}
             if self._weights:
                 self._loader.load_constants(self._weights, False, True, True)
             self._signature = signature_described(self._loader.get_metadata()[METADATA_KEY])
@@ -209,6 +213,12 @@ class _GraphCall(Call):
         results = self._engine.compute([buffer.native for buffer in self._inputs])
         for buffer, result in zip(self._outputs, results, strict=True):
             buffer.native.copy_(result)
+
+
+def _aligned(tensor: Any) -> Any:
+    """The tensor where vectors of 16 bytes can be loaded from: compiled kernels take that for granted of every weight, and in a
+    file one follows the other without a gap."""
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 class Graphs:

@@ -13,12 +13,13 @@ from mc_runtime.backends.base import Backend, Settings
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES
 from mc_runtime.errors import BundleError, EngineError
 
-_DRIVER = Path("/proc/driver/nvidia/version")
+# What an NVIDIA driver shows of itself. Virtual machines and containers may show the devices alone, WSL only its own.
+_DRIVER = tuple(map(Path, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")))
 
 
 def _no_gpu() -> tuple[str, str] | None:
     """Why engines for a GPU do not run here, and the mend; None where they do. Nothing is imported."""
-    if not _DRIVER.exists():
+    if not any(path.exists() for path in _DRIVER):
         return "there is no NVIDIA GPU, or no driver for it", "use a machine with one, or build for another target"
     return None
 

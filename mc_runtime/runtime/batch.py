@@ -132,4 +132,5 @@ def _extents(spec: EngineSpec, images: int, branches: int, longest: int) -> tupl
 
 def _stacked(rows: Sequence[Sequence[Array]]) -> Array:
     """The arrays of all branches of all images as one array `[B, G, ...]`."""
-    return np.stack([np.stack(image) for image in rows])
+    every = [array for image in rows for array in image]
+    return np.stack(every).reshape(len(rows), len(rows[0]), *every[0].shape)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mc_runtime.backends import registry
 from mc_runtime.backends.base import Buffer, Settings
 from mc_runtime.backends.cuda_graphs import GraphCache, graph_key, in_order
 from mc_runtime.backends.device_buffers import BufferPool
@@ -155,6 +156,7 @@ def test_what_cannot_be_captured_is_launched_every_time(error: Exception) -> Non
     for _ in range(2):
         cache.run("a", launch)
     assert recorder.seen == ["warm up", "launch", "capture", "launch", "launch", "launch"]
+    assert "capturing" in str(cache.refused)
 
 
 def test_a_launch_that_fails_is_an_error_and_is_tried_again() -> None:
@@ -265,3 +267,11 @@ def test_without_a_gpu_a_bundle_for_one_is_refused_and_doctor_says_why() -> None
     assert not found["ready"]
     assert "GPU" in found["reason"] or "CUDA" in found["reason"]
     assert found["mend"]
+
+
+def test_a_driver_is_known_by_whatever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "nvidia0"
+    monkeypatch.setattr(registry, "_DRIVER", (tmp_path / "version", device))
+    assert registry._no_gpu() is not None
+    device.touch()
+    assert registry._no_gpu() is None

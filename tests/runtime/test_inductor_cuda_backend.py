@@ -109,6 +109,36 @@ def test_requests_of_one_bucket_share_their_buffers_and_graphs(
     assert engine.describe() == (INPUTS, OUTPUTS)
 
 
+def test_weights_lie_where_compiled_kernels_load_vectors() -> None:
+    whole = torch.zeros(64, dtype=torch.uint8)
+    start = -whole.data_ptr() % 16
+    there, between = (whole[start + offset :][:4].view(torch.bfloat16) for offset in (0, 2))
+    assert inductor_cuda._aligned(there) is there
+    moved = inductor_cuda._aligned(between)
+    assert moved.data_ptr() % 16 == 0
+    assert torch.equal(moved, between)
+
+
+def test_arrays_are_copied_on_the_host_only_where_they_must_be(
+    backend: inductor_cuda.InductorCudaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(inductor_cuda.torch, "from_numpy", lambda array: taken.append(array) or from_numpy(array))
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    buffer = backend.empty((2, 3))
+    for given, expected in (
+        (array, array), (frozen, array), (array[:, ::-1], array[:, ::-1]), (array[:1], array[[0, 0]]),
+        (array.astype(np.float64), array),
+    ):  # fmt: skip
+        backend.write(buffer, given)
+        assert np.array_equal(backend.to_host(buffer), expected)
+    assert taken[0] is array
+    assert all(other.flags.writeable and other.flags.c_contiguous for other in taken)
+
+
 def test_wrong_buffers_are_refused_and_cudas_faults_have_their_mend(backend: inductor_cuda.InductorCudaBackend) -> None:
     engine = backend.load("step", FILES, spec_of())
     sample, scale = backend.empty((2, 2)), backend.empty((2,))
