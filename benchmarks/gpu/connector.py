@@ -71,7 +71,7 @@ def _measured(device: Device, chosen: Subject, rounds: int) -> dict[str, Any]:
     sets = min(8, max(2, -(-4 * device.l2_bytes // (2 * tokens.numel() * tokens.element_size()))))
     arguments += [_arguments(chosen, config, device, seed) for seed in range(1, sets)]
     medians = timed(device, contestants, arguments, rounds)
-    launched = sorted(device.seconds(lambda: eager(*arguments[0])) for _ in range(max(3, rounds // 3)))
+    launched = sorted(device.seconds(lambda: eager(*arguments[0]), ahead=False) for _ in range(max(3, rounds // 3)))
     return found | {
         "seconds": medians,
         "eager_launched_one_by_one": launched[len(launched) // 2],

@@ -55,13 +55,18 @@ def measure(task: Task) -> Found:
         contestants: dict[str, Contestant] = {}
         for name, found in _prepared(chosen, device, deadline, task, package, contestants):
             yield name, found
+        if package is not None:
+            package.end()  # one that came too late would go on compiling, on this GPU, beside what is timed
         device.release()
         device.warm_up()
         yield from _timed(device, deadline, task, chosen, contestants)
-        for name, contestant in contestants.items():
-            if deadline.left < 3 and not task.dry:
-                break
-            yield name, contestant.found | _taken_apart(device, chosen, contestant)
+        # The profiler last: whatever it does to the process, everything else is there.
+        for look in (_waits, _kinds):
+            for name, contestant in contestants.items():
+                if deadline.left < 3 and not task.dry:
+                    return
+                contestant.found |= look(device, chosen, contestant)
+                yield name, contestant.found
     finally:
         if package is not None:
             package.close()
@@ -126,6 +131,8 @@ class _Preparation:
         made.found["prepare_seconds"] = time.perf_counter() - start
         if way.package and package:
             made.found["package_seconds"] = package.seconds
+        if made.ours is not None and (refused := made.ours.graph_refused):
+            made.found["without_graph"] = refused
         return made
 
     def _made(self, way: Way, folder: Path | None) -> Contestant:
@@ -207,21 +214,26 @@ def _ratio(rival: Contestant, own: Contestant) -> float:
     return statistics.median(theirs["total"] / ours["total"] for theirs, ours in zip(rival.rounds, own.rounds, strict=True))
 
 
-def _taken_apart(device: Device, chosen: Subject, contestant: Contestant) -> dict[str, Any]:
-    """Seconds by kind of kernel over one request of few steps, and how long the GPU waits between two steps."""
-    found: dict[str, Any] = {}
+def _waits(device: Device, chosen: Subject, contestant: Contestant) -> dict[str, Any]:
+    """How long the GPU waits between two steps."""
+    if contestant.ours is None:
+        return {}
+    loaded = contestant.ours.engines["step"]
+    engine = loaded.engine
+    recorded = Recorded(engine, device)
+    loaded.engine = recorded
+    try:
+        contestant.draw(Stopwatch(device), max(chosen.checked_steps, chosen.loop))
+    finally:
+        loaded.engine = engine
+    return {"idle_between_steps": recorded.idle_share()}
+
+
+def _kinds(device: Device, chosen: Subject, contestant: Contestant) -> dict[str, Any]:
+    """Seconds by kind of kernel over one request of few steps."""
     steps = chosen.checked_steps
     try:
-        found["breakdown"] = breakdown(device, lambda: contestant.draw(Stopwatch(device), steps))
-        found["breakdown_steps"] = steps
+        found = breakdown(device, lambda: contestant.draw(Stopwatch(device), steps))
     except Exception as error:  # a profiler that is refused the device
-        found["breakdown_failed"] = one_line(error)
-    if contestant.ours is not None:
-        loaded = contestant.ours.engines["step"]
-        engine = loaded.engine
-        recorded = Recorded(engine, device)
-        loaded.engine = recorded
-        contestant.draw(Stopwatch(device), max(steps, chosen.loop))
-        loaded.engine = engine
-        found["idle_between_steps"] = recorded.idle_share()
-    return found
+        return {"breakdown_failed": one_line(error)}
+    return {"breakdown": found, "breakdown_steps": steps}

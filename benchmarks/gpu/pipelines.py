@@ -203,6 +203,12 @@ class Ours:
         self.given: list[Branch] = []
         self._negative: Branch | None = None
 
+    @property
+    def graph_refused(self) -> str | None:
+        """Why the step could not be captured, where it could not be: it is launched kernel by kernel then."""
+        graphs = getattr(self.engines["step"].backend, "graphs", None)
+        return None if graphs is None else graphs.refused
+
     def plan(self, request: Request, seed: int) -> Branch:
         """One branch by the planner's engine."""
         prompt = {name: tensor.numpy() for name, tensor in request.prompt(seed).items()}

@@ -56,7 +56,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def line_of(section: str, name: str, part: Mapping[str, Any]) -> str:
     """A part of a result as it comes, in a line."""
-    why = part.get("failed") or part.get("left_out") or part.get("skipped") or part.get("why")
+    why = part.get("without_graph") or part.get("failed") or part.get("left_out") or part.get("skipped") or part.get("why")
     numbers = (f"{key} {_number(value)}" for key, value in part.items() if isinstance(value, int | float))
     return f"{section}: {name}: {why or ', '.join(numbers)}"
 
@@ -125,6 +125,8 @@ def _way_row(name: str, part: Mapping[str, Any]) -> list[str]:
     idle = part.get("idle_between_steps")
     stages = [f"{seconds[stage]['median']:.3f}" if stage in seconds else "" for stage in ("plan", "batch", "denoise", "decode")]
     over = [f"{part[key]:.2f}" if key in part else "" for key in ("over torch eager bf16", "over torch compile bf16")]
+    if "without_graph" in part:
+        name += f" (NOT CAPTURED: {part['without_graph']})"
     memory = f"{part['peak_bytes'] / 2**30:.1f}" if part.get("peak_bytes") else ""
     return [name, f"{part['error']:.1e}", *stages, total, *over, "" if idle is None else _percent(idle), memory]
 

@@ -20,7 +20,11 @@ from benchmarks.gpu.sections import SECTIONS, Section, Task, budget_of, measure
 
 PART = "part "  # a child's lines that begin so are results; the others are notes of libraries
 GO = "go "
+READY = "ready\n"
 _GRACE = 3.0  # seconds a section may outlast its budget
+_IMPORTS = 120.0  # seconds that importing the libraries may take: on a fresh machine they come from a cold disk
+# Graphs that were captured before a profiler ran are not replayed reliably after it has gone; so it stays (torch.profiler).
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}
 
 Results = dict[str, dict[str, Any]]
 Heard = Callable[[str, str, dict[str, Any]], None]
@@ -34,7 +38,7 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | _ENVIRONMENT
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True, env=environment,
@@ -49,9 +53,12 @@ class Child:
         self._lines.put(None)
 
     def run(self, task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The parts of its result; the last one, `ended`, says why where it did not end by itself."""
+        """The parts of its result; the last one, `ended`, says why where it did not end by itself.
+
+        The task's seconds begin when the libraries are imported.
+        """
         assert self._process.stdin is not None
-        end = time.perf_counter() + task.budget + _GRACE
+        end, ready = time.perf_counter() + _IMPORTS, False
         try:
             self._process.stdin.write(GO + json.dumps(asdict(task)) + "\n")
             self._process.stdin.flush()
@@ -63,10 +70,14 @@ class Child:
                 line = self._lines.get(timeout=max(0.01, end - time.perf_counter()))
             except queue.Empty:
                 self.end()
-                yield "ended", {"why": f"its {task.budget:.0f} s were over", "notes": list(notes)}
+                why = f"its {task.budget:.0f} s were over" if ready else f"its libraries were not imported in {_IMPORTS:.0f} s"
+                yield "ended", {"why": why, "notes": list(notes)}
                 return
             if line is None:
                 break
+            if line == READY:
+                end, ready = time.perf_counter() + task.budget + _GRACE, True
+                continue
             if line.startswith(PART):
                 name, found = json.loads(line.removeprefix(PART))
                 yield name, found
@@ -84,9 +95,10 @@ class Child:
 
 
 def serve() -> None:
-    """A child's side: import, wait for the task, print the parts."""
+    """A child's side: import, say so, wait for the task, print the parts."""
     import benchmarks.gpu.models  # noqa: F401  # now, while another section measures, and not in this one's own time
 
+    print(READY, end="", flush=True)
     line = sys.stdin.readline()
     if not line.startswith(GO):
         return

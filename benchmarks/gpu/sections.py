@@ -26,7 +26,7 @@ class Section:
         module: of this package; its `measure(task)` yields what it finds.
         title: in tables.
         least: seconds below which it is not started.
-        most: seconds it gets where there is time enough.
+        most: seconds it gets where there is time enough and another section follows.
     """
 
     name: str
@@ -75,9 +75,9 @@ SECTIONS = (
 
 
 def budget_of(index: int, sections: tuple[Section, ...], left: float) -> float:
-    """Seconds for one of `sections`, so that those behind it keep what they need at least."""
+    """Seconds for one of `sections`: those behind it keep what they need at least, and the last one gets all that is left."""
     behind = sum(section.least for section in sections[index + 1 :])
-    return min(sections[index].most, left - behind)
+    return min(sections[index].most, left - behind) if index + 1 < len(sections) else left
 
 
 def measure(task: Task) -> Found:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import engines, kernel_cases, kernels, pipelines, report, run, sections
+from benchmarks.gpu import engines, kernel_cases, kernels, models, pipelines, report, run, sections
 from benchmarks.gpu.bars import BARS, Bar, verdicts
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.profile import IDLE, OTHER, kind_of
@@ -179,6 +179,7 @@ def test_kernels_are_told_apart_by_name() -> None:
 
 CHILD = """
 import json, sys, time
+print("ready", flush=True)
 task = json.loads(sys.stdin.readline().removeprefix("go "))
 print("a library's note", flush=True)
 print("part " + json.dumps(["first", {"budget": task["budget"]}]), flush=True)
@@ -203,16 +204,65 @@ def test_a_section_that_hangs_or_fails_keeps_what_it_has(then: str, why: str | N
     child.end()
 
 
+def test_time_begins_when_the_libraries_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_GRACE", 5.0)
+    slow = "import time; time.sleep(1.5)\n"
+    child = run.Child([sys.executable, "-c", slow + CHILD.replace("{then}", "")])
+    assert dict(child.run(Task("card", -4.0))) == {"first": {"budget": -4.0}}  # one second, of which the import takes none
+    child.end()
+    monkeypatch.setattr(run, "_IMPORTS", 0.2)
+    child = run.Child([sys.executable, "-c", slow + CHILD.replace("{then}", "")])
+    assert dict(child.run(Task("card", 9.0)))["ended"]["why"] == "its libraries were not imported in 0 s"
+    child.end()
+
+
 def test_what_one_section_takes_leaves_the_others_their_least() -> None:
     least = sum(section.least for section in SECTIONS)
     assert least < 300
     budgets, left = [], script.BUDGET
     for index, section in enumerate(SECTIONS):
         budgets.append(sections.budget_of(index, SECTIONS, left))
-        assert section.least <= budgets[-1] <= section.most
+        assert section.least <= budgets[-1]
+        assert budgets[-1] <= section.most or section is SECTIONS[-1]
         left -= budgets[-1]
-    assert left >= 0
+    assert left == 0
+    alone = tuple(section for section in SECTIONS if section.name == "sana")
+    assert sections.budget_of(0, alone, 560.0) == 560.0  # a package has time to be compiled
     assert sections.budget_of(len(SECTIONS) - 1, SECTIONS, 5.0) == 5.0
+
+
+def test_a_package_that_came_too_late_is_not_compiled_beside_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Late:
+        def __init__(self, name: str) -> None:
+            calls.append("build")
+
+        def end(self) -> None:
+            calls.append("end")
+
+        def close(self) -> None:
+            calls.append("close")
+
+    def prepared(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "package, graph", {"left_out": "no time left in this section"}
+
+    def timed(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        calls.append("timed")
+        yield from ()
+
+    monkeypatch.setattr(models, "PackageBuild", Late)
+    monkeypatch.setattr(models, "_prepared", prepared)
+    monkeypatch.setattr(models, "_timed", timed)
+    monkeypatch.setattr(Task, "open_device", lambda task: Device("cpu"))
+    assert dict(models.measure(Task("sana", 100.0)))["package, graph"]["left_out"]
+    assert calls == ["build", "end", "timed", "close"]
+
+
+def test_a_step_that_could_not_be_captured_is_shown_as_such() -> None:
+    part = measured()["sana"]["package, graph"] | {"without_graph": "stream is capturing"}
+    assert "stream is capturing" in report.line_of("sana", "package, graph", part)
+    assert report._way_row("package, graph", part)[0] == "package, graph (NOT CAPTURED: stream is capturing)"
 
 
 def measured() -> dict[str, Any]:
