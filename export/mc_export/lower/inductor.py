@@ -126,8 +126,11 @@ def compiled(exported: ExportedProgram, component: str, settings: dict[str, Any]
     # torch puts paths into the compiler's command line as they are: where a shell would quote this one, scratch is elsewhere.
     place = directory if shlex.quote(str(directory)) == str(directory) else None
     with tempfile.TemporaryDirectory(dir=place, prefix=".inductor-") as scratch, _own_cache(scratch), quick_tracing():
+        settings = _known(settings)
         try:
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=_known(settings))
+            # Patched here as well: part of the compiler asks for them before it looks at those it is given.
+            with torch._inductor.config.patch(settings):
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=settings)
         except Exception as error:  # inductor, its C++ compiler and sympy raise types of their own; each means the same here
             reason = " ".join(str(error).split())[-500:]
             raise EngineError(f"{component}: AOTInductor does not compile it, {_INSTEAD}: {reason}") from error
