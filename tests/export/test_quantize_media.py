@@ -9,7 +9,7 @@ import pytest
 
 from mc_export.checkpoint import load_checkpoint
 from mc_export.quantize.calibration import calibration_inputs
-from mc_export.quantize.media import calibration_media, calibration_picture
+from mc_export.quantize.media import PICTURES, calibration_media, calibration_picture, calibration_poster
 from mc_export.quantize.policy import split
 from tests.factories_unet import tiny_metacanvas_svd, tiny_stock_svd
 from tests.tiny_flux import tiny_metacanvas_flux
@@ -27,6 +27,24 @@ def test_pictures_use_every_level_and_are_smooth(size: tuple[int, int]) -> None:
     assert steps < 0.5 * np.abs(picture.astype(float) - picture.mean()).mean()
     assert (calibration_picture(size, seed=3) == picture).all()
     assert (calibration_picture(size, seed=4) != picture).any()
+
+
+def test_posters_are_flat_with_hard_edges() -> None:
+    poster = calibration_poster((50, 64), seed=2)
+    assert poster.shape == (50, 64, 3)
+    assert len(np.unique(poster.reshape(-1, 3), axis=0)) > 3
+    assert set(np.unique(poster)) <= {0, 128, 255}
+    assert (np.diff(poster.astype(int), axis=1) == 0).all(axis=-1).mean() > 0.8
+    assert (calibration_poster((50, 64), seed=2) == poster).all()
+    assert (calibration_poster((50, 64), seed=3) != poster).any()
+
+
+def test_requests_are_calibrated_with_both_kinds_of_pictures(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(tiny_metacanvas_flux(tmp_path / "flux", seed=5))
+    edits = [feed["reference"] for feed in calibration_inputs(checkpoint, "step") if feed["has_reference"][0] == 1]
+    assert len({reference.tobytes() for reference in edits}) == len(PICTURES)
+    seen = calibration_inputs(checkpoint, "vision")
+    assert len({feed["pixels"].tobytes() for feed in seen}) == len(seen)
 
 
 def test_every_task_gives_its_own_media(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.step import StepProgram
 from mc_export.quantize.cut_step import cut_step_inputs
-from mc_export.quantize.media import calibration_media, calibration_picture
+from mc_export.quantize.media import PICTURES, calibration_media
 from mc_export.reference import ReferencePipeline
 from mc_export.reference.media import MediaEncoder
 from mc_export.reference.pictures import PictureReader, encode_with_pictures
@@ -127,7 +127,7 @@ def _vision_inputs(checkpoint: Checkpoint, seed: int) -> Calibration:
 
 def _shown(checkpoint: Checkpoint, seed: int) -> list[NDArray[np.uint8]]:
     """Pictures `[h, w, 3]` to look at, of the checkpoint's own size."""
-    return [calibration_picture(checkpoint.default_size, seed + index) for index in range(_SHOWN)]
+    return [PICTURES[index % len(PICTURES)](checkpoint.default_size, seed + index) for index in range(_SHOWN)]
 
 
 def _text_encoder_inputs(checkpoint: Checkpoint, prompts: Sequence[str]) -> Calibration:
@@ -152,7 +152,8 @@ def _record(checkpoint: Checkpoint, prompts: Sequence[str], seed: int) -> dict[s
     pictures, steps = _affordable(reference.backbone, tokens, checkpoint.defaults.steps, len(prompts))
     scale = checkpoint.defaults.guidance_scale
     guided = adapter.weighs_branches(scale)
-    media = calibration_media(checkpoint, checkpoint.strides.frames(extents["T"]) if "T" in extents else None, seed)
+    frames = checkpoint.strides.frames(extents["T"]) if "T" in extents else None
+    media = [given for draw in PICTURES for given in calibration_media(checkpoint, frames, seed, draw)]
     told = []
     for index, prompt in enumerate(prompts[:pictures]):
         given = media[index // 2 % len(media)]  # of pictures in turn, every other one's steps may be all that are kept
