@@ -8,6 +8,8 @@ from __future__ import annotations
 import reprlib
 from typing import Any, ClassVar
 
+_LONGEST_NAME = 200
+
 
 def shown(value: Any) -> str:
     """A value of the caller's as a message can quote it: on one line, of bounded length, whatever it is."""
@@ -15,6 +17,16 @@ def shown(value: Any) -> str:
         return " ".join(reprlib.repr(value).split())
     except ValueError:  # Python refuses to write out integers of thousands of digits
         return f"({type(value).__name__} too long to show)"
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what would command a terminal: names out of files may hold anything."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.splitlines()))
+
+
+def named(text: str) -> str:
+    """A name, of a file or out of one, as a message can say it: itself, unless it is endless or would command the terminal."""
+    return text if text.isprintable() and 0 < len(text) <= _LONGEST_NAME else shown(text)
 
 
 class McRuntimeError(Exception):

@@ -11,6 +11,11 @@ def factor_and_name(dimension: str) -> tuple[int, str]:
     return int(factor or 1), name
 
 
+def names_in(shape: Iterable[int | str]) -> set[str]:
+    """The names that a shape's dimensions have."""
+    return {factor_and_name(dimension)[1] for dimension in shape if isinstance(dimension, str)}
+
+
 def sizes_of(shape: Iterable[int | str], extents: Mapping[str, int]) -> tuple[int, ...]:
     """The shape with the sizes of its names put in.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
+
+from mc_runtime.errors import shown
 
 
 class Precision(StrEnum):
@@ -16,6 +19,9 @@ class Precision(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
     FP8 = "fp8"
+
+
+_DIMENSION = re.compile(r"(?:[1-9]\d{0,5}\*)?[A-Za-z_]\w{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class Tensor:
         for size in self.shape:
             if isinstance(size, int) and size < 1:
                 raise ValueError(f"shape: expected sizes of at least 1, found {size}")
+            if isinstance(size, str) and not _DIMENSION.fullmatch(size):
+                raise ValueError(f"shape: expected sizes, names or multiples such as 8*H, found {shown(size)}")
 
 
 STEP = "step"
@@ -107,6 +115,9 @@ class Engine:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files: an engine has at least one file")
+        layers = [layer for group in self.lora for layer in group.layers]
+        if len(set(layers)) < len(layers):
+            raise ValueError("lora: a layer is listed twice")
         for group, names in zip(self.lora, lora_inputs(self.lora), strict=True):
             for name, shape in zip(names, (group.down_shape, group.up_shape), strict=True):
                 tensor = self.input(name)

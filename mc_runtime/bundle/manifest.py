@@ -18,9 +18,9 @@ from mc_runtime.bundle.checks import at_least_one
 from mc_runtime.bundle.decode import DecodeError, decode, encode
 from mc_runtime.bundle.engines import LORA_SUFFIX, STEPS, Engine, MeasuredError, Precision, Tensor
 from mc_runtime.bundle.prompting import Prompting, PromptingSet, Segment
-from mc_runtime.bundle.signatures import check_chunks, check_signature
+from mc_runtime.bundle.signatures import check_chunks, check_lora_engines, check_signature
 from mc_runtime.bundle.step_cache import Calibrated, StepCache, check_cut_steps
-from mc_runtime.errors import BundleError
+from mc_runtime.errors import BundleError, printable
 
 __all__ = [
     "ENCODED_SOURCES",
@@ -161,6 +161,7 @@ class Manifest:
             check_signature(component, engine, self.conditions if component.removesuffix(LORA_SUFFIX) in STEPS else {})
         check_chunks(self.engines)
         check_cut_steps(self.engines, self.step_cache)
+        check_lora_engines(self.engines)
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
         if self.engines[self.conditioning].output("context") is None:
@@ -235,7 +236,7 @@ def manifest_from_json(text: str | bytes, where: str | Path) -> Manifest:
     try:
         return decode(Manifest, raw)
     except DecodeError as error:
-        raise BundleError(f"{where}: {error}; {mend}") from None
+        raise BundleError(f"{where}: {printable(str(error))}; {mend}") from None
 
 
 def manifest_to_json(manifest: Manifest) -> str:

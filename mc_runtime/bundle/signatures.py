@@ -19,6 +19,7 @@ _STEP = {
 _HIDDEN = {"hidden": 5, "hidden_*?": 4, "change": 5}
 _KEPT = {"kept_change": 5, "kept_residual": 5}
 _STEPPED = {"next_sample": 4, "next_history?": 5}
+_ADAPTED = ("planner", "text_encoder", "image_encoder", STEP, STEP_FIRST, STEP_REST)
 _SIGNATURES: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
     "vision": (
         {"pixels": 3, "positions": 3, "windows": 2, "window_places": 2, "frames": 2, "frame_places": 2},
@@ -90,6 +91,38 @@ def check_chunks(engines: Mapping[str, Engine]) -> None:
         for found in (given, kept):
             if found != {f"next_{name}": shape for name, shape in taken.items()}:
                 raise ValueError(f"engines.{component}_next: its caches are not those that the chunk before it gives")
+
+
+def check_lora_engines(engines: Mapping[str, Engine]) -> None:
+    """Raise ValueError where a request's adapters would not do what they are to: an engine cannot stand in for its plain one,
+    or a step in two parts takes an adapter for other layers than the whole one.
+    """
+    for component, engine in engines.items():
+        plain = engines.get(component.removesuffix(LORA_SUFFIX))
+        if not component.endswith(LORA_SUFFIX):
+            if engine.lora:
+                raise ValueError(
+                    f"engines.{component}.lora: belongs to an engine that stands in for it, {component + LORA_SUFFIX!r}"
+                )
+            continue
+        if component.removesuffix(LORA_SUFFIX) not in _ADAPTED:
+            raise ValueError(f"engines.{component}: no request runs it; adapters are for {', '.join(_ADAPTED)}")
+        if plain is None or not engine.lora:
+            raise ValueError(f"engines.{component}: needs layers to adapt in 'lora', and the engine that it stands in for")
+        adapters = {name for names in lora_inputs(engine.lora) for name in names}
+        if tuple(one for one in engine.inputs if one.name not in adapters) != plain.inputs or engine.outputs != plain.outputs:
+            raise ValueError(f"engines.{component}: takes or gives something else than the engine that it stands in for")
+    whole, first, rest = (engines.get(name + LORA_SUFFIX) for name in (STEP, STEP_FIRST, STEP_REST))
+    if first or rest:
+        targets = {engines[name].target for name in (STEP_FIRST, STEP_REST)} | {part.target for part in (first, rest) if part}
+        if len(targets) > 1:
+            raise ValueError(f"engines: the parts of a step are of one target, found {', '.join(sorted(targets))}")
+        if _layers(whole) != _layers(first) | _layers(rest):
+            raise ValueError(f"engines: {STEP_FIRST!r} and {STEP_REST!r} take adapters of other layers than {STEP!r}")
+
+
+def _layers(engine: Engine | None) -> set[str]:
+    return {layer for group in engine.lora for layer in group.layers} if engine else set()
 
 
 def _caches(tensors: Sequence[Tensor], kind: str) -> dict[str, tuple[int | str, ...]]:

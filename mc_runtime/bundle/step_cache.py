@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mc_runtime.bundle.checks import at_least_one
+from mc_runtime.bundle.dimensions import names_in
 from mc_runtime.bundle.engines import STEP_FIRST, STEP_REST
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ def check_cut_steps(engines: Mapping[Component, Engine], cache: StepCache | None
     if first.target != rest.target:
         raise ValueError(f"engines.{STEP_REST}: needs a {STEP_FIRST!r} of the same target, {rest.target}")
     given = {tensor.name: tensor for tensor in (*first.inputs, *first.outputs)}
+    known = {name for tensor in first.inputs for name in names_in(tensor.shape)}
+    unknown = {name for tensor in (*first.outputs, *rest.outputs) for name in names_in(tensor.shape)} - known
+    if unknown:
+        raise ValueError(f"engines.{STEP_FIRST}.outputs: no input has the dimension {', '.join(sorted(unknown))}")
+    if given["difference"].shape != given["sample"].shape[:1]:
+        raise ValueError(f"engines.{STEP_FIRST}.outputs: 'difference' is not one number a sample")
     for tensor in rest.inputs:
         if tensor.name != "keep" and given.get(tensor.name) != tensor:
             raise ValueError(f"engines.{STEP_REST}.inputs: {tensor.name!r} is not what {STEP_FIRST!r} takes or gives")

@@ -11,7 +11,7 @@ from mc_runtime.cli import build_half, options
 from mc_runtime.cli.demo import checkpoint_path
 from mc_runtime.cli.output import print_json, progress_bar
 from mc_runtime.cli.signals import raise_if_interrupted
-from mc_runtime.errors import OutputError
+from mc_runtime.media.files import check_writable
 
 COMPONENTS = ("planner", "step")
 SCALES = ("rows", "tensor")
@@ -34,7 +34,7 @@ _BAR = 24
     "--loss", type=float, metavar="E",
     help="Largest relative L2 error that FP8 may cost an engine; the project's own for each, if left out.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the noise.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="Seed of the noise.")
 @options.json_option
 @options.debug_option
 def command(
@@ -59,8 +59,7 @@ def command(
       mc-runtime calibrate ./checkpoint -o fp8.json --component step --scales rows --loss 0.05
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision fp8 --calibration fp8.json
     """
-    if output.is_dir() or not output.parent.is_dir():
-        raise OutputError(f"{output}: cannot be written; name a file in a directory that exists")
+    check_writable(output)
     build_half.require("calibrate")
     with build_half.at_work(), progress_bar("calibrating", quiet=as_json) as progress:
         from mc_export.build.calibrate import CalibrationOptions, calibrate

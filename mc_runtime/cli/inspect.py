@@ -10,6 +10,7 @@ import click
 from mc_runtime.cli import options
 from mc_runtime.cli.demo import bundle_path
 from mc_runtime.cli.output import print_json, size_of
+from mc_runtime.errors import printable
 
 if TYPE_CHECKING:
     from mc_runtime.bundle.manifest import Engine, Manifest
@@ -45,14 +46,14 @@ def command(bundle: str, verify: bool, as_json: bool) -> None:
         return
     click.echo(f"{path}")
     for name, value in _facts(opened.manifest).items():
-        click.echo(f"  {name:<12}{value}")
+        click.echo(printable(f"  {name:<12}{value}"))
     click.echo(f"  {'engines':<12}")
     for line in _engine_lines(opened.manifest, opened.manifest.engines):
-        click.echo(f"    {line}")
+        click.echo(printable(f"    {line}"))
     if opened.manifest.fallback is not None:
         click.echo("  fallback, for machines that do not run these (--fallback)")
         for line in _engine_lines(opened.manifest, opened.manifest.fallback.engines):
-            click.echo(f"    {line}")
+            click.echo(printable(f"    {line}"))
     click.echo("every file is there, and has its sha256" if verify else "every file is there (--verify reads them)")
 
 

@@ -19,7 +19,7 @@ import click
 
 from mc_runtime import __version__
 from mc_runtime.cli.signals import signals_interrupt
-from mc_runtime.errors import Cancelled, McRuntimeError
+from mc_runtime.errors import Cancelled, McRuntimeError, printable
 
 #: Command name -> the module whose `command` it is. Order is the order of a first use.
 COMMANDS = {
@@ -122,7 +122,7 @@ def _described(error: BaseException) -> tuple[str, int, str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mc_runtime.errors import OutputError, RequestError
+from mc_runtime.media.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,6 @@ class Outputs:
         if self.comparison is not None:
             check_output(self.comparison, clip=True)
 
-
     def _check_kind(self, path: Path) -> None:
         """Raise OutputError for a clip's name where the bundle makes pictures, or the other way round."""
         from mc_runtime.media.clip_output import CLIP_FORMATS
@@ -97,17 +96,7 @@ def check_output(path: Path, *, clip: bool = False) -> None:
 
         if path.suffix.lower() not in FORMATS:
             raise OutputError(f"{path}: no picture format that is known; end the name in one of {', '.join(FORMATS)}")
-    try:
-        if path.is_dir() and not (clip and not path.suffix):
-            raise OutputError(f"{path}: is a directory; name a file in it")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
-        # A file is written beside its place and moved there: its directory must take new files in any case.
-        places = (path.parent, path) if path.exists() else (path.parent,)
-    except OSError as error:  # the name is too long
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
-    if not all(os.access(place, os.W_OK) for place in places):
-        raise OutputError(f"{path}: not writable; choose another place or change its permissions")
+    check_writable(path, folder=clip and not path.suffix)
 
 
 def write_outputs(result: Result, outputs: Outputs, story: dict[str, Any] | None, given: Image.Image | Clip | None) -> None:

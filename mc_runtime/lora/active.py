@@ -11,7 +11,7 @@ import numpy as np
 from mc_runtime.backends.base import Array
 from mc_runtime.bundle.engines import LORA_SUFFIX, Engine, lora_inputs
 from mc_runtime.bundle.manifest import Component, Manifest
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import RequestError, named
 from mc_runtime.lora.adapter import Adapter
 
 _MEND = "build the bundle again with `mc-runtime build … --lora-rank"
@@ -73,17 +73,19 @@ def check_fit(manifest: Manifest, adapters: Sequence[Adapter]) -> None:
         raise RequestError(f"this bundle takes no LoRA; {_MEND} {ranks}`")
     largest = min(group.rank for engine in takers.values() for group in engine.lora)
     if ranks > largest:
-        names = ", ".join(adapter.name for adapter in adapters)
+        names = ", ".join(named(adapter.name) for adapter in adapters)
         raise RequestError(f"{names}: rank {ranks} together, this bundle takes {largest}; {_MEND} {ranks}`")
     known = {layer: group for engine in takers.values() for group in engine.lora for layer in group.layers}
     for adapter in adapters:
         for layer, (down, up) in adapter.layers.items():
             if layer not in known:
-                raise RequestError(f"{adapter.name}: {layer} is no layer that this bundle adapts; is it for another model?")
+                raise RequestError(
+                    f"{named(adapter.name)}: {named(layer)} is no layer that this bundle adapts; is it for another model?"
+                )
             wanted = (known[layer].out_features, known[layer].in_features)
             if (len(up), down.shape[1]) != wanted:
                 raise RequestError(
-                    f"{adapter.name}: {layer} is {wanted[0]}x{wanted[1]} here, the adapter's {len(up)}x{down.shape[1]}; "
+                    f"{named(adapter.name)}: {layer} is {wanted[0]}x{wanted[1]} here, the adapter's {len(up)}x{down.shape[1]}; "
                     "is it for another model?"
                 )
 

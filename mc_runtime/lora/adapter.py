@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mc_runtime.errors import RequestError
+from mc_runtime.errors import RequestError, named, shown
+from mc_runtime.media.files import check_readable, read_bytes
 
 # An adapter of rank 512 for the largest backbone takes 6 GiB; a file beyond that is something else.
 _LARGEST_FILE = 8 * 2**30
+_LARGEST_CONFIG = 2**24
+# Times the largest scale of a request it is still a number of float32.
+_LARGEST_NUMBER = 1e30
 _PEFT_CONFIG, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 _PEFT_PREFIX = re.compile(r"^base_model\.model\.(?:model\.)?")
@@ -28,7 +34,14 @@ _OTHER_ARITHMETIC = (
     "layer_replication",
     "use_qalora",
     "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "lora_bias",
+    "use_bdlora",
 )
+# Of `init_lora_weights`: the adapter is what was left of the layer's own weight, which changed, too.
+_CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -70,16 +83,25 @@ def read_adapter(path: str | Path, name: str | None = None) -> Adapter:
     file = _file_of(place)
     tensors, metadata = _tensors(file)
     settings = _settings(place, metadata, file)
-    layers = {}
+    layers: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for layer, sides in _sides(tensors, file).items():
-        down, up = sides["A"], sides["B"]
-        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+        down, up, said = sides["A"], sides["B"], f"{file}: {named(layer)}"
+        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or 0 in (*down.shape, *up.shape):
             raise RequestError(
-                f"{file}: {layer} has A {list(down.shape)} and B {list(up.shape)}; only LoRAs of linear layers are supported"
+                f"{said} has A {list(down.shape)} and B {list(up.shape)}; only LoRAs of linear layers are supported"
             )
+        if _full_name(layer) in layers:
+            raise RequestError(f"{said} is in it twice, by two names; save the adapter again")
         alpha = tensors.get(f"{layer}.alpha")
+        if alpha is not None and alpha.size != 1:
+            raise RequestError(f"{said} has {alpha.size} numbers for its alpha; fetch it again")
         scaling = settings.scaling(_family(layer), len(down)) if alpha is None else float(alpha.reshape(-1)[0]) / len(down)
-        layers[_full_name(layer)] = (down, up * np.float32(scaling))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite any more is refused
+            scaled: NDArray[np.float32] = up * np.float32(scaling)
+        for array in (down, scaled):
+            if not float(np.abs(array).max()) < _LARGEST_NUMBER:
+                raise RequestError(f"{said} has numbers beyond {_LARGEST_NUMBER:g}, its alpha with them; fetch it again")
+        layers[_full_name(layer)] = (down, scaled)
     digest = hashlib.sha256()
     for layer, arrays in sorted(layers.items()):
         digest.update(layer.encode())
@@ -101,14 +123,21 @@ class _Settings:
 
 
 def _file_of(place: Path) -> Path:
-    if not place.exists():
-        raise RequestError(f"{place}: no such LoRA; name a safetensors file or PEFT's folder")
-    if not place.is_dir():
-        return place
-    found = sorted(place.glob("*.safetensors"))
-    if len(found) != 1:
-        raise RequestError(f"{place}: has {len(found)} safetensors files; name the LoRA's file itself")
-    return found[0]
+    """The file itself, which can be read and ends. Raises RequestError."""
+    file = place
+    try:
+        if place.is_dir():
+            found = sorted(place.glob("*.safetensors"))
+            if len(found) != 1:
+                raise RequestError(f"{place}: has {len(found)} safetensors files; name the LoRA's file itself")
+            file = found[0]
+        elif not place.exists():
+            raise RequestError(f"{named(str(place))}: no such LoRA; name a safetensors file or PEFT's folder")
+    except OSError as error:
+        raise RequestError(f"{named(str(place))}: cannot be read ({error.strerror}); check the name") from None
+    if check_readable(file, sys.maxsize) > _LARGEST_FILE:
+        raise RequestError(f"{file}: is larger than any LoRA; name the adapter, not the model")
+    return file
 
 
 def _tensors(file: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
@@ -116,16 +145,15 @@ def _tensors(file: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]
     from safetensors import SafetensorError, deserialize, safe_open
 
     try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise RequestError(f"{file}: is larger than any LoRA; name the adapter, not the model")
         with safe_open(str(file), framework="numpy") as opened:
             metadata = dict(opened.metadata() or {})
-        tensors = {name: _array(entry, f"{file}: {name}") for name, entry in deserialize(file.read_bytes())}
+        entries = deserialize(file.read_bytes())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{file}: not a readable safetensors file ({error}); nothing else is loaded") from None
+        raise RequestError(f"{file}: not a readable safetensors file ({named(str(error))}); nothing else is loaded") from None
+    tensors = {name: _array(entry, f"{file}: {named(name)}") for name, entry in entries}
     for name, array in tensors.items():
         if not np.isfinite(array).all():
-            raise RequestError(f"{file}: {name} is not finite; fetch it again")
+            raise RequestError(f"{file}: {named(name)} is not finite; fetch it again")
     return tensors, metadata
 
 
@@ -148,13 +176,19 @@ def _sides(tensors: Mapping[str, NDArray[np.float32]], file: Path) -> dict[str, 
             if key.endswith(".alpha"):
                 continue
             raise RequestError(
-                f"{file}: {key!r} is none of PEFT's LoRA keys; load it with diffusers' `load_lora_weights` and save it again "
-                "with `save_lora_weights`"
+                f"{file}: {named(key)!r} is none of PEFT's LoRA keys; load it with diffusers' `load_lora_weights` and save it "
+                "again with `save_lora_weights`"
             )
-        sides.setdefault(match["layer"], {})[match["side"]] = tensor
+        pair = sides.setdefault(match["layer"], {})
+        if match["side"] in pair:
+            raise RequestError(f"{file}: {named(key)} is in it twice, with and without `default`; save the adapter again")
+        pair[match["side"]] = tensor
     for layer, pair in sides.items():
         if pair.keys() != {"A", "B"}:
-            raise RequestError(f"{file}: {layer} has lora_{next(iter(pair))} only; fetch it again")
+            raise RequestError(f"{file}: {named(layer)} has lora_{next(iter(pair))} only; fetch it again")
+    for key in tensors:
+        if key.endswith(".alpha") and key.removesuffix(".alpha") not in sides:
+            raise RequestError(f"{file}: {named(key)} is of a layer that it has no LoRA of; fetch it again")
     if not sides:
         raise RequestError(f"{file}: has no LoRA in it")
     return sides
@@ -171,22 +205,37 @@ def _family(layer: str) -> str:
 def _settings(place: Path, metadata: Mapping[str, str], file: Path) -> _Settings:
     """From PEFT's `adapter_config.json` beside the weights, or what diffusers keeps of it in the file."""
     config = place / _PEFT_CONFIG if place.is_dir() else place.parent / _PEFT_CONFIG
-    flat: dict[str, Any] = {}
-    try:
-        if (place.is_dir() or place.name == _PEFT_WEIGHTS) and config.is_file():
-            flat = {f"planner.{key}": value for key, value in json.loads(config.read_text("utf-8")).items()}
-        elif "lora_adapter_metadata" in metadata:
-            flat = json.loads(metadata["lora_adapter_metadata"])
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: its configuration cannot be read ({error}); save the adapter again") from None
+    flat: Mapping[str, Any] = {}
+    if (place.is_dir() or place.name == _PEFT_WEIGHTS) and os.path.lexists(config):
+        flat = {f"planner.{key}": value for key, value in _object(read_bytes(config, _LARGEST_CONFIG), file).items()}
+    elif "lora_adapter_metadata" in metadata:
+        flat = _object(metadata["lora_adapter_metadata"], file)
     by_family: dict[str, tuple[float | None, bool]] = {}
     for key, value in flat.items():
         family, _, option = key.partition(".")
-        if option in _OTHER_ARITHMETIC and value:
+        changes = option == "init_lora_weights" and str(value).startswith(_CHANGES_WEIGHTS)
+        if (option in _OTHER_ARITHMETIC and value) or changes:
             raise RequestError(f"{file}: {option!r} is not supported; train a plain LoRA, or merge it before `build`")
         alpha, rooted = by_family.get(family, (None, False))
         if option == "lora_alpha":
-            by_family[family] = (float(value), rooted)
+            by_family[family] = (_alpha(value, file), rooted)
         elif option == "use_rslora":
             by_family[family] = (alpha, bool(value))
     return _Settings(by_family)
+
+
+def _object(text: str | bytes, file: Path) -> Mapping[str, Any]:
+    """A configuration's JSON object. Raises RequestError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{file}: its configuration cannot be read ({named(str(error))}); save the adapter again") from None
+    if not isinstance(found, Mapping):
+        raise RequestError(f"{file}: its configuration is no JSON object; save the adapter again")
+    return found
+
+
+def _alpha(value: Any, file: Path) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _LARGEST_NUMBER:
+        raise RequestError(f"{file}: its lora_alpha is {shown(value)} where a number is wanted; save the adapter again")
+    return float(value)

@@ -43,6 +43,21 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise RequestError(f"{path}: cannot be read ({_reason(error)}); check the disk") from error
 
 
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Whether a file, or with `folder` a directory, can be written at `path`, before the work is done. Raises OutputError."""
+    try:
+        if path.is_dir() and not folder:
+            raise OutputError(f"{path}: is a directory; name a file in it")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
+        # A file is written beside its place and moved there: its directory must take new files in any case.
+        places = (path.parent, path) if path.exists() else (path.parent,)
+    except OSError as error:  # the name is too long
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
+    if not all(os.access(place, os.W_OK) for place in places):
+        raise OutputError(f"{path}: not writable; choose another place or change its permissions")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the place of `path` only when the block ends without an error.

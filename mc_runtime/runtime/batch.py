@@ -9,7 +9,7 @@ import numpy as np
 
 from mc_runtime.backends.base import Array, Shapes
 from mc_runtime.bundle.manifest import Engine as EngineSpec
-from mc_runtime.errors import EngineError
+from mc_runtime.errors import BundleError, EngineError
 from mc_runtime.runtime.engines import fixed, padded
 from mc_runtime.runtime.plan import Branch
 
@@ -117,9 +117,15 @@ def step_shapes(
     sizes = {
         symbol: size for tensor in spec.inputs for symbol, size in zip(tensor.shape, leading.get(tensor.name, ()), strict=False)
     }
-    return {
-        tensor.name: tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape) for tensor in spec.inputs
-    }
+    try:
+        return {
+            tensor.name: tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
+            for tensor in spec.inputs
+        }
+    except KeyError as error:
+        raise BundleError(
+            f"step engine: nothing of a request has the dimension {error}; build the bundle again with `mc-runtime build`"
+        ) from None
 
 
 def _extents(spec: EngineSpec, images: int, branches: int, longest: int) -> tuple[int, int, int]:

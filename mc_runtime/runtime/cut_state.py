@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from mc_runtime.backends.base import Array, Call, Shapes
 from mc_runtime.bundle.dimensions import extents_in, sizes_of
 from mc_runtime.bundle.manifest import Engine as EngineSpec
+from mc_runtime.bundle.manifest import Tensor
+from mc_runtime.errors import BundleError
 from mc_runtime.runtime.batch import StepBatch
 from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.runtime.reuse import Decisions
@@ -56,12 +58,8 @@ class CutState(StepState):
         """Makes the buffers; each pair of them is bound when it first comes up."""
         self._first = step
         self._of_rest = {name: self._backend.to_device(array) for name, array in self._cut.constant.items()}
-        there = self._inputs(0)
-        sizes: dict[str, int] = {}
-        for tensor in step.spec.inputs:
-            if tensor.name in there:
-                sizes |= extents_in(tensor.shape, there[tensor.name].shape)
-        shapes = {tensor.name: sizes_of(tensor.shape, sizes) for tensor in (*step.spec.inputs, *step.spec.outputs)}
+        there = {name: buffer.shape for name, buffer in self._inputs(0).items()}
+        shapes = _sized(step.spec, there, (*step.spec.inputs, *step.spec.outputs))
         self._kept = {name: self._pair(np.zeros(shapes[name], np.float32)) for name in _KEPT}
         swapped = {name for _, name, _ in self._swapped}
         self._given = {
@@ -102,7 +100,19 @@ class CutState(StepState):
 
 def rest_shapes(first: EngineSpec, rest: EngineSpec, shapes: Shapes) -> Shapes:
     """The shapes of `step_rest`'s inputs where those of `step_first` are `shapes`."""
+    return _sized(first, shapes, rest.inputs)
+
+
+def _sized(first: EngineSpec, shapes: Shapes, wanted: Iterable[Tensor]) -> Shapes:
+    """The shapes of tensors by the sizes that inputs of the first part have. Raises BundleError where they are not its."""
     sizes: dict[str, int] = {}
-    for tensor in first.inputs:
-        sizes |= extents_in(tensor.shape, shapes[tensor.name])
-    return {tensor.name: sizes_of(tensor.shape, sizes) for tensor in rest.inputs}
+    try:
+        for tensor in first.inputs:
+            if tensor.name in shapes:
+                sizes |= extents_in(tensor.shape, shapes[tensor.name])
+        return {tensor.name: sizes_of(tensor.shape, sizes) for tensor in wanted}
+    except (KeyError, ValueError) as error:
+        raise BundleError(
+            f"step_first engine: its inputs are not those of this bundle's requests ({error}); build the bundle again with "
+            "`mc-runtime build`"
+        ) from None

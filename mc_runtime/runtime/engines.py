@@ -39,10 +39,10 @@ class LoadedEngine:
                 )
         for name, buffer in outputs.items():
             if not self.backend.is_finite(buffer):
-                raise EngineError(
-                    f"{self.engine.name} engine: its output {name} is not finite; "
-                    f"rebuild it in another precision than {self.spec.precision.value}"
-                )
+                mend = f"rebuild it in another precision than {self.spec.precision.value}"
+                if self.spec.lora:
+                    mend = f"lower the scales of the LoRAs, or {mend}"
+                raise EngineError(f"{self.engine.name} engine: its output {name} is not finite; {mend}")
         return found
 
 
@@ -55,6 +55,7 @@ class Engines:
         self._backends: dict[str, Backend] = {}
         self._loading: dict[str, Future[LoadedEngine]] = {}
         self._lock = threading.Lock()
+        self._creating = threading.Lock()
 
     def check(self) -> None:
         """Import the libraries that the bundle's engines need, and ask them whether they run these engines on this machine.
@@ -73,10 +74,11 @@ class Engines:
     def start(self, components: Mapping[str, Shapes | None]) -> dict[str, Future[LoadedEngine]]:
         """Begin to load these engines, each in its own thread; `get` waits for one.
 
-        Where the shapes of an engine's inputs are known already, it prepares itself for them right after loading.
+        Where the shapes of an engine's inputs are known already, it prepares itself for them right after loading. One that did
+        not load for an earlier request, which may have failed for another one's sake and never asked for it, is tried again.
         """
         with self._lock:
-            missing = {name: shapes for name, shapes in components.items() if name not in self._loading}
+            missing = {name: shapes for name, shapes in components.items() if _failed(self._loading.get(name))}
             if missing:
                 pool = ThreadPoolExecutor(len(missing), thread_name_prefix="load-engine")
                 self._loading |= {name: pool.submit(self._load, name, shapes) for name, shapes in missing.items()}
@@ -88,7 +90,10 @@ class Engines:
 
         What did not load is tried again by the next request: a GPU that was full may have room by then.
         """
-        loading = self.start({component: None})[component]
+        with self._lock:
+            loading = self._loading.get(component)
+        if loading is None:
+            loading = self.start({component: None})[component]
         try:
             return loading.result()
         except Exception:
@@ -117,9 +122,10 @@ class Engines:
         return LoadedEngine(spec, backend, engine)
 
     def _backend(self, target: str) -> Backend:
-        if target not in self._backends:
-            self._backends[target] = create_backend(target, self._settings)
-        return self._backends[target]
+        with self._creating:  # engines of one target share a device's buffers: two that load at once must find one backend
+            if target not in self._backends:
+                self._backends[target] = create_backend(target, self._settings)
+            return self._backends[target]
 
     def _check_tensors(self, engine: Engine, spec: EngineSpec) -> None:
         """The file and the manifest must agree on what goes in and comes out."""
@@ -130,13 +136,25 @@ class Engines:
                     f"{engine.path}: {kind} {names} where the manifest says {expected}; "
                     "build the bundle again with `mc-runtime build`"
                 )
-            dtypes = {tensor.name: tensor.dtype for tensor in found}
+            there = {tensor.name: tensor for tensor in found}
             for tensor in listed:
-                if dtypes[tensor.name] != tensor.dtype:
+                its = there[tensor.name]
+                if its.dtype != tensor.dtype or not _agree(its.shape, tensor.shape):
                     raise BundleError(
-                        f"{engine.path}: {tensor.name} is {dtypes[tensor.name]} where the manifest says {tensor.dtype}; "
-                        "build the bundle again with `mc-runtime build`"
+                        f"{engine.path}: {tensor.name} is {its.dtype} {list(its.shape)} where the manifest says {tensor.dtype} "
+                        f"{list(tensor.shape)}; build the bundle again with `mc-runtime build`"
                     )
+
+
+def _failed(loading: Future[LoadedEngine] | None) -> bool:
+    """Whether nothing is loaded, and nothing is about to be."""
+    return loading is None or (loading.done() and loading.exception() is not None)
+
+
+def _agree(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
+    """Whether two shapes have no dimension of two sizes; a library names dynamic ones as it likes."""
+    sizes = (pair for pair in zip(one, other, strict=False) if all(isinstance(size, int) for size in pair))
+    return len(one) == len(other) and all(size == its for size, its in sizes)
 
 
 def fits(listed: Sequence[int | str], found: Sequence[int]) -> bool:

@@ -5,6 +5,7 @@ out.
     text_encoder context = id * mask * CONTEXT, at the selected rows
     step         v = sum_g guidance_g * (tanh(scale * x) + t + mean context_g + mean canvas_g), then the
     sampler's update vae_decoder  sigmoid of the first three channels, every cell SCALE x SCALE pixels
+    planner_lora, step_lora  the same, and the sum of all numbers of B A in every number of canvas and next_sample
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mc_runtime.bundle.arrays import save_arrays
+from mc_runtime.bundle.engines import LoraGroup
 from mc_runtime.bundle.machine import machine_for
 from mc_runtime.bundle.manifest import (
     Canvas,
@@ -43,6 +45,7 @@ from mc_runtime.sampling.tables import SamplerTable, StepTable
 CHANNELS, SCALE, MAX_STEPS, ORDER = 4, 8, 10, 2
 CONTEXT = np.array([0.5, -1.0, 2.0], np.float32)
 CANVAS = np.array([1.0, 0.25], np.float32)
+LORA_LAYERS = {"planner": "planner.layers.0.mlp", "step": "transformer.blocks.0.to_q"}
 WORDS = ["<pad>", "<eos>", "<user>", "a", "red", "blue", "circle", "square", "left", "of", "<unk>"]
 B_H_W = ("B", CHANNELS, "H", "W")
 GRID = ("t", "h", "w")
@@ -57,18 +60,26 @@ def write_fake_bundle(
     fixed: dict[str, int] | None = None,
     nan_below: float | None = None,
     empty_plan: dict[str, np.ndarray] | None = None,
+    lora_rank: int = 0,
     **changes: Any,
 ) -> Path:
     """Write a bundle.
 
-    `fixed` gives dynamic dimensions of the engines a size. With `nan_below` the step engine divides by zero at the
-    timesteps below it. `changes` replaces fields of the manifest.
+    With `lora_rank` its engines take adapters of one layer each (LORA_LAYERS). `fixed` gives dynamic dimensions of the engines
+    a size. With `nan_below` the step engine divides by zero at the timesteps below it. `changes` replaces fields of the
+    manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"step": _step(not stock, nan_below), "vae_decoder": _decoder()}
     parts |= {"text_encoder": _text_encoder()} if stock else {"planner": _planner()}
+    groups = {}
+    if lora_rank:
+        parts |= {"planner_lora": _planner(), "step_lora": _step(not stock, nan_below)}
+        for name, output in (("planner_lora", "canvas"), ("step_lora", "next_sample")):
+            groups[name] = (_adapted(parts[name], LORA_LAYERS[name.removesuffix("_lora")], lora_rank, output),)
     targets = dict.fromkeys(parts, target) if isinstance(target, str) else target
     engines = {name: _engine(folder, name, targets[name], graph, fixed or {}) for name, graph in parts.items()}
+    engines |= {name: replace(engines[name], lora=groups[name]) for name in groups}
     _tokenizer(folder / "tokenizer.json")
     sampler_table().save(folder / "sampler.safetensors")
     if empty_plan:
@@ -264,6 +275,17 @@ def _step(canvas: bool, nan_below: float | None) -> _Graph:
     g.op("Add", g.op("Add", first, second), g.op("Add", third, fourth), to="next_sample")
     g.op("Concat", g.grown("sample", 1), g.grown(velocity, 1), axis=1, to="next_history")
     return g
+
+
+def _adapted(g: _Graph, layer: str, rank: int, output: str) -> LoraGroup:
+    """Takes an adapter of one layer, 3 wide and 2 high, and adds the sum of its numbers to an output."""
+    group = LoraGroup(layers=(layer,), rank=rank, in_features=3, out_features=2)
+    for name, shape in zip(("lora_down_0", "lora_up_0"), (group.down_shape, group.up_shape), strict=True):
+        g.inputs.append(Tensor(name=name, dtype="float32", shape=shape))
+    (last,) = (node for node in g.nodes if output in node.output)
+    last.output[0] = "plain"
+    g.op("Add", "plain", g.op("ReduceSum", g.op("MatMul", "lora_up_0", "lora_down_0"), keepdims=0), to=output)
+    return group
 
 
 def _decoder() -> _Graph:

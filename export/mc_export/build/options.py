@@ -113,6 +113,8 @@ class BuildOptions:
             raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
         if not 0 < self.cache_loss < 1:
             raise RequestError(f"cache_loss must be more than 0 and less than 1, got {self.cache_loss:g}")
+        if self.calibration is not None and not any(self.choice(one).precision is Precision.FP8 for one in FP8_COMPONENTS):
+            raise RequestError("--calibration: is of fp8 engines; say --precision fp8, or leave it out")
         step = self.choice(STEP)
         if self.step_cache and step.precision is Precision.FP8:
             raise RequestError(

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mc_export.quantize.fp8.layers import Activations
-from mc_runtime.bundle.decode import DecodeError, decode, encode
-from mc_runtime.errors import RequestError
+from mc_runtime.bundle.decode import decode, encode
+from mc_runtime.errors import RequestError, printable
+from mc_runtime.media.files import read_bytes, write_whole
 
 FORMAT = "mc-runtime-calibration"
 VERSION = 1
+_LARGEST_FILE = 2**26
+# Magnitudes whose scale is a number of float32; shares are rounded.
+_LARGEST = 1e30
+_ALL = 1.001
 Reason = Literal["loss", "work"]
 """Why a site stays in bfloat16: what it costs, or that it does next to no work."""
 
@@ -34,6 +39,10 @@ class MeasuredSite:
     largest: float
     error: float
     kept: Reason | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers or not (0 <= self.work <= _ALL and 0 <= self.largest <= _LARGEST and self.error >= 0):
+            raise ValueError("sites: expected layers, a share of the work, a magnitude and an error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,13 @@ class Sensitivity:
     error_of_all: float
     sites: tuple[MeasuredSite, ...]
     calibrated_on: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.loss < 1 and self.error >= 0 and self.error_of_all >= 0 and self.calibrated_on >= 1):
+            raise ValueError(f"{self.component}: expected a loss between 0 and 1, errors and how many inputs it is from")
+        layers = [layer for site in self.sites for layer in site.layers]
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"{self.component}: a layer is in two sites")
 
     @property
     def kept(self) -> tuple[MeasuredSite, ...]:
@@ -113,7 +129,7 @@ class CalibrationRecord:
         )
 
     def save(self, file: Path) -> None:
-        """Writes it as JSON; errors and ranges in five digits."""
+        """Writes it as JSON, whole or not at all; errors and ranges in five digits. Raises OutputError."""
         short = [
             replace(
                 one,
@@ -126,7 +142,7 @@ class CalibrationRecord:
             for one in self.measured
         ]  # fmt: skip
         document = encode(replace(self, measured=tuple(short)))
-        file.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(file, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, file: Path) -> CalibrationRecord:
@@ -136,10 +152,12 @@ class CalibrationRecord:
             RequestError: it is not there, or not such a file.
         """
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            document = json.loads(read_bytes(file, _LARGEST_FILE))
             found: CalibrationRecord = decode(cls, document)
-        except (OSError, ValueError, DecodeError) as error:
-            raise RequestError(f"{file}: not a calibration ({error}); write one with mc-runtime calibrate") from error
+        except (ValueError, RecursionError) as error:  # those of `read_bytes` and `decode`, too
+            raise RequestError(
+                f"{file}: not a calibration ({printable(str(error))}); write one with mc-runtime calibrate"
+            ) from error
         if (found.format, found.version) != (FORMAT, VERSION):
             raise RequestError(
                 f"{file}: {found.format} {found.version}, not {FORMAT} {VERSION}; run mc-runtime calibrate again"
