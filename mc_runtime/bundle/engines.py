@@ -36,8 +36,6 @@ class Tensor:
         for size in self.shape:
             if isinstance(size, int) and size < 1:
                 raise ValueError(f"shape: expected sizes of at least 1, found {size}")
-            if isinstance(size, str) and not _DIMENSION.fullmatch(size):
-                raise ValueError(f"shape: expected sizes, names or multiples such as 8*H, found {shown(size)}")
 
 
 STEP = "step"
@@ -115,6 +113,10 @@ class Engine:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files: an engine has at least one file")
+        for listed in (*self.inputs, *self.outputs):
+            for size in listed.shape:
+                if isinstance(size, str) and not _DIMENSION.fullmatch(size):
+                    raise ValueError(f"{listed.name}: expected sizes, names or multiples such as 8*H, found {shown(size)}")
         layers = [layer for group in self.lora for layer in group.layers]
         if len(set(layers)) < len(layers):
             raise ValueError("lora: a layer is listed twice")

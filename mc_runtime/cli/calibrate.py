@@ -11,7 +11,6 @@ from mc_runtime.cli import build_half, options
 from mc_runtime.cli.demo import checkpoint_path
 from mc_runtime.cli.output import print_json, progress_bar
 from mc_runtime.cli.signals import raise_if_interrupted
-from mc_runtime.media.files import check_writable
 
 COMPONENTS = ("planner", "step")
 SCALES = ("rows", "tensor")
@@ -59,6 +58,8 @@ def command(
       mc-runtime calibrate ./checkpoint -o fp8.json --component step --scales rows --loss 0.05
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision fp8 --calibration fp8.json
     """
+    from mc_runtime.media.files import check_writable
+
     check_writable(output)
     build_half.require("calibrate")
     with build_half.at_work(), progress_bar("calibrating", quiet=as_json) as progress:

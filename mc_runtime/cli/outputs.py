@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mc_runtime.errors import OutputError, RequestError
-from mc_runtime.media.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,6 +95,8 @@ def check_output(path: Path, *, clip: bool = False) -> None:
 
         if path.suffix.lower() not in FORMATS:
             raise OutputError(f"{path}: no picture format that is known; end the name in one of {', '.join(FORMATS)}")
+    from mc_runtime.media.files import check_writable
+
     check_writable(path, folder=clip and not path.suffix)
 
 

@@ -139,11 +139,16 @@ class Engines:
             there = {tensor.name: tensor for tensor in found}
             for tensor in listed:
                 its = there[tensor.name]
-                if its.dtype != tensor.dtype or not _agree(its.shape, tensor.shape):
-                    raise BundleError(
-                        f"{engine.path}: {tensor.name} is {its.dtype} {list(its.shape)} where the manifest says {tensor.dtype} "
-                        f"{list(tensor.shape)}; build the bundle again with `mc-runtime build`"
-                    )
+                pairs = (
+                    (its.dtype, tensor.dtype, its.dtype == tensor.dtype),
+                    (list(its.shape), list(tensor.shape), _agree(its.shape, tensor.shape)),
+                )
+                for one, other, same in pairs:
+                    if not same:
+                        raise BundleError(
+                            f"{engine.path}: {tensor.name} is {one} where the manifest says {other}; "
+                            "build the bundle again with `mc-runtime build`"
+                        )
 
 
 def _failed(loading: Future[LoadedEngine] | None) -> bool:

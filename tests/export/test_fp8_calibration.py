@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from mc_export.quantize.fp8.record import CalibrationRecord, Sensitivity
 from mc_export.quantize.fp8.sensitivity import choose, sites_of
 from mc_export.quantize.fp8.sites import Site
 from mc_runtime.bundle.manifest import Precision
-from mc_runtime.errors import EngineError, RequestError
+from mc_runtime.errors import EngineError, OutputError, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,51 @@ def test_a_file_that_does_not_fit_says_what_to_run(
         Fp8Choice(checkpoints["stock"], file, force=False).facts("planner", "inductor-cuda")
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("measured", 0, "loss"), 5.0),
+        (("measured", 0, "error"), -0.1),
+        (("measured", 0, "calibrated_on"), 0),
+        (("measured", 0, "sites", 0, "largest"), 1e300),
+        (("measured", 0, "sites", 0, "largest"), -1.0),
+        (("measured", 0, "sites", 0, "work"), float("nan")),
+        (("measured", 0, "sites", 0, "layers"), []),
+        (("measured", 0, "sites", 0, "layers"), "same"),
+        (("measured", 0, "sites"), None),
+    ],
+)
+def test_a_file_that_was_edited_into_nonsense_is_refused(
+    record: CalibrationRecord, tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    file = tmp_path / "fp8.json"
+    record.save(file)
+    document: Any = json.loads(file.read_text())
+    *path, last = place
+    inner = document
+    for key in path:
+        inner = inner[key]
+    inner[last] = document["measured"][0]["sites"][1]["layers"] if value == "same" else value
+    file.write_text(json.dumps(document))
+    with pytest.raises(RequestError, match="not a calibration") as caught:
+        CalibrationRecord.load(file)
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_no_file_is_not_waited_for_and_a_file_is_replaced_whole(record: CalibrationRecord, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(RequestError, match="no regular file"):
+            CalibrationRecord.load(place)
+    (tmp_path / "deep.json").write_text(200_000 * "[")
+    with pytest.raises(RequestError, match="not a calibration"):
+        CalibrationRecord.load(tmp_path / "deep.json")
+    with pytest.raises(OutputError, match="cannot be written"):
+        record.save(tmp_path / "gone" / "fp8.json")
+    record.save(tmp_path / "fp8.json")
+    assert not list(tmp_path.glob(".mc-runtime*"))
+
+
 def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, checkpoints: dict[str, Checkpoint]) -> None:
     measured = record.of("planner", Activations.ROWS, record.sha256)
     program = program_of(checkpoints["metacanvas"], "planner", calibration_inputs(checkpoints["metacanvas"], "planner"))
@@ -154,6 +200,7 @@ def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, c
 @pytest.mark.parametrize(("options", "said"), [
     ({"engines": {"vae_decoder": EngineChoice("tensorrt-rtx", Precision.FP8)}}, "planner and step; take tensorrt-rtx:bf16"),
     ({"target": "tensorrt-rtx", "precision": Precision.FP8, "step_cache": True}, "step=tensorrt-rtx:bf16, or leave --cache"),
+    ({"calibration": Path("fp8.json")}, "--calibration: is of fp8 engines; say --precision fp8"),
     ({"target": "onnxruntime", "precision": Precision.FP8}, "onnxruntime has no fp8.*inductor-cuda:fp8"),
 ])  # fmt: skip
 def test_what_fp8_is_not_for_is_refused(options: dict[str, Any], said: str) -> None:
