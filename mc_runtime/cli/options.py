@@ -94,7 +94,7 @@ class Lora(LoraType):
         """Parse `style.safetensors:0.8`."""
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(.+):(-?\d+(?:\.\d+)?)", str(value))
+        match = re.fullmatch(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", str(value))
         return (Path(match[1]), float(match[2])) if match else (Path(str(value)), 1.0)
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from mc_runtime import EngineError, RequestError, Runtime
 from mc_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mc_runtime.bundle.store import open_bundle
+from mc_runtime.cli.options import Lora
 from mc_runtime.errors import BundleError
 from tests.runtime.fake_bundle import LORA_LAYERS, write_fake_bundle
 
@@ -36,6 +37,11 @@ def adapter(path: Path, value: float, layer: str = LORA_LAYERS["step"]) -> Path:
 
 def latents(runtime: Runtime, **options: Any) -> np.ndarray:
     return runtime.generate(PROMPT, output="latents", **options).latents
+
+
+@pytest.mark.parametrize(("text", "scale"), [("a:.5", 0.5), ("a:1e-1", 0.1), ("a:-2", -2.0), ("a:+1.", 1.0), ("a", 1.0)])
+def test_scales_on_the_command_line(text: str, scale: float) -> None:
+    assert Lora().convert(text, None, None) == (Path("a"), scale)
 
 
 def test_threads_load_replace_unload_and_generate_at_once(folder: Path, tmp_path: Path) -> None:
