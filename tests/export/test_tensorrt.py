@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,6 +191,38 @@ def test_what_progress_raises_stops_the_library(tmp_path: Path) -> None:
     assert not (tmp_path / "step.engine").exists()
     files, _ = plan_file(graph, small_order(), tmp_path)  # and the library can be asked again
     assert files[0].stat().st_size > 0
+
+
+def test_a_library_from_before_streams_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"], name="product"))
+    (streamed,), options = plan_file(graph, small_order(), tmp_path)
+    size = streamed.stat().st_size
+    assert options["gpu_bytes"] == size
+    monkeypatch.delattr(trt.Builder, "build_serialized_network_to_stream")
+    (whole,), options = plan_file(graph, small_order(), tmp_path)
+    assert options["gpu_bytes"] == whole.stat().st_size == size
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"], name="product"))
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+
+    def open_full(path: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+        file = opened(path, mode, *arguments, **keywords)
+        if path.suffix != ".engine":
+            return file
+        file.close()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match="No space left on device"):
+        plan_file(graph, small_order(), tmp_path)
+    assert not (tmp_path / "step.engine").exists()
 
 
 def test_compute_capabilities_are_named() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mc_export.build.graph import cached_graph
-from mc_export.build.listed import listed_engine
+from mc_export.build.listed import Signature, listed_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.progress import State
 from mc_export.build.verify import check_finite, held_out_feeds, runs_here, verify_engine, verify_results
@@ -110,11 +110,20 @@ def make_plan(
             program.component, choice.target, choice.precision, program.inputs, program.outputs, profiles,
             wishes.capabilities, tick,
         )  # fmt: skip
+        signature = Signature.of(program)
+        checks = _Checks(held_out, feeds) if held_out else _Checks(feeds)
+        results: list[dict[str, torch.Tensor]] = []
+        if choice.precision in _DTYPES:
+            results = checks.run(program)
+            del program  # before the library takes a copy of the weights: there may be no room for both
+            gc.collect()
         enter(State.BUILDING)
         files, options = plan_file(onnx, order, directory)
-        spec = listed_engine(program, choice, files, options | notes)
+        spec = listed_engine(signature, choice, files, options | notes)
         enter(State.VERIFYING)
-        return replace(spec, error=_error(program, make, spec, files, onnx, feeds, held_out))
+        if choice.precision in _DTYPES:
+            return replace(spec, error=_error_of_lowered(make(), spec, files, checks, results))
+        return replace(spec, error=_error(program, spec, files, onnx, checks))
 
 
 def _quantized(onnx: OnnxFile, calibration: Calibration, component: str, scratch: Path) -> tuple[OnnxFile, dict[str, Any]]:
@@ -127,30 +136,38 @@ def _quantized(onnx: OnnxFile, calibration: Calibration, component: str, scratch
     return OnnxFile.at(path), notes
 
 
-def _error(
-    program: Program, make: Callable[[], Program], spec: Engine, files: Sequence[Path], onnx: OnnxFile,
-    feeds: Sequence[Mapping[str, torch.Tensor]], held_out: Sequence[Mapping[str, torch.Tensor]],
-) -> MeasuredError:  # fmt: skip
-    """The plan against its float32 module, or, where it cannot run here, what it was made of.
+@dataclass(frozen=True)
+class _Checks:
+    """What a plan is measured on, and on what its results need only be finite."""
 
-    One that was calibrated is measured on `held_out`, inputs of real requests; on random ones its results need only be finite.
+    measured: Sequence[Mapping[str, torch.Tensor]]
+    finite: Sequence[Mapping[str, torch.Tensor]] = ()
+
+    def run(self, program: Program) -> list[dict[str, torch.Tensor]]:
+        """What the program gives for all that is measured. Raises EngineError where a result is not finite."""
+        for feed in self.finite:
+            check_finite(program.component, program.run(feed))
+        return [program.run(feed) for feed in self.measured]
+
+
+def _error(program: Program, spec: Engine, files: Sequence[Path], onnx: OnnxFile, checks: _Checks) -> MeasuredError:
+    """The plan against its float32 module, or, where it cannot run here, the graph it was made of.
+
+    One that was calibrated is measured on inputs of real requests; on random ones its results need only be finite.
     """
-    here = runs_here(program.component, spec, files)
-    measured, finite = (held_out, feeds) if held_out else (feeds, ())
-    if spec.precision not in _DTYPES:
-        if here:
-            return verify_engine(program, spec, files, measured, also_finite=finite)
-        graph = replace(spec, target="onnxruntime", files=tuple(file.name for file in onnx.files), options={})
-        return replace(verify_engine(program, graph, onnx.files, measured, also_finite=finite), of="graph")
-    results = [] if here else [program.run(feed) for feed in measured]
-    for feed in () if here else finite:
-        check_finite(program.component, program.run(feed))
-    del program
-    gc.collect()  # there may be no room for both
-    reference = make()
-    if here:
-        return verify_engine(reference, spec, files, measured, also_finite=finite)
-    return replace(verify_results(reference, spec, measured, results), of="graph")
+    if runs_here(program.component, spec, files):
+        return verify_engine(program, spec, files, checks.measured, also_finite=checks.finite)
+    graph = replace(spec, target="onnxruntime", files=tuple(file.name for file in onnx.files), options={})
+    return replace(verify_engine(program, graph, onnx.files, checks.measured, also_finite=checks.finite), of="graph")
+
+
+def _error_of_lowered(
+    reference: Program, spec: Engine, files: Sequence[Path], checks: _Checks, results: Sequence[Mapping[str, torch.Tensor]]
+) -> MeasuredError:
+    """The same for a plan of 16 bits and less; where it cannot run here, `results` are what its program gave."""
+    if runs_here(reference.component, spec, files):
+        return verify_engine(reference, spec, files, checks.measured, also_finite=checks.finite)
+    return replace(verify_results(reference, spec, checks.measured, results), of="graph")
 
 
 def checked_extents(program: Program, profiles: Sequence[Profile]) -> Iterable[dict[str, int]]:

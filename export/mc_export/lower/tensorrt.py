@@ -13,6 +13,7 @@ from typing import Any
 
 from mc_export.lower.onnx import OnnxFile
 from mc_export.lower.trt_monitor import make_monitor
+from mc_export.lower.trt_stream import build_into
 from mc_kernels.fp8_linear import CAPABILITY
 from mc_runtime.backends.cuda import load_cuda, this_gpu
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, TrtLibrary, make_log, network_flags
@@ -80,21 +81,19 @@ def plan_file(onnx: OnnxFile, order: PlanOrder, directory: Path) -> tuple[list[P
         _add_profile(builder, config, order, profile)
     monitor = make_monitor(trt, order.tick)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    file = directory / f"{order.component}.engine"
+    size = build_into(trt, builder, network, config, file)
     monitor.raise_what_stopped_it()
     order.tick(1.0)  # the library does not announce its last steps
-    if plan is None:
+    if not size:
         raise EngineError(
             f"{order.component}: {library.target} {trt.__version__} does not build it: {log.take()[:500]}; {_instead(order)}"
         )
-    file = directory / f"{order.component}.engine"
-    data = memoryview(plan)
-    file.write_bytes(data)
     options = {
         "version": str(trt.__version__),
         "capabilities": list(capabilities),
         "profiles": [{name: list(sizes) for name, sizes in profile.items()} for profile in order.profiles],
-        "gpu_bytes": data.nbytes,
+        "gpu_bytes": size,
     }
     return [file], options
 
