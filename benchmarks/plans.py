@@ -28,7 +28,8 @@ from mc_runtime.errors import EngineError
 TARGET = "tensorrt-rtx"
 RESULT = "plans"
 PAGE = report.ROOT / "docs" / "tensorrt.md"
-HEAD = ("checkpoint", "engine", "kB", "library s", "whole s", "error of its graph")
+#: The columns' order; a precision that is in no row has no columns.
+PRECISIONS = ("bf16", "fp16", "fp32")
 _TABLE = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
 
 
@@ -68,12 +69,22 @@ def plan_rows(name: str, checkpoint: Path, bundle: Path, precision: Precision) -
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [HEAD, tuple("---" for _ in HEAD)]
-    for row in rows:
-        times = (f"{row['library']:.1f}", f"{row['seconds']:.0f}")
-        error = f"{row['relative_l2']:.1e}"
-        lines.append((row["checkpoint"], f"`{row['component']}`", f"{row['bytes'] / 1000:.0f}", *times, error))
+    """The rows as Markdown, an engine a line, its precisions side by side."""
+    precisions = [precision for precision in PRECISIONS if any(row["precision"] == precision for row in rows)]
+    facts: dict[str, Callable[[dict[str, Any]], str]] = {
+        "kB": lambda row: f"{row['bytes'] / 1000:.0f}",
+        "library s": lambda row: f"{row['library']:.1f}",
+        "whole s": lambda row: f"{row['seconds']:.0f}",
+        "error of its graph": lambda row: f"{row['relative_l2']:.1e}",
+    }
+    head = ("checkpoint", "engine", *(f"{fact}, {precision}" for fact in facts for precision in precisions))
+    lines = [head, tuple("---" for _ in head)]
+    engines = dict.fromkeys((row["checkpoint"], row["component"]) for row in rows)
+    found = {(row["checkpoint"], row["component"], row["precision"]): row for row in rows}
+    for checkpoint, component in engines:
+        own = [found.get((checkpoint, component, precision)) for precision in precisions]
+        cells = ("-" if row is None else fact(row) for fact in facts.values() for row in own)
+        lines.append((checkpoint, f"`{component}`", *cells))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -100,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = checkpoints()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", action="append", choices=list(named))
-    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--results", type=Path, help="where the report goes, and no table; benchmarks/results by default")
     arguments = parser.parse_args(argv)
     found_rows: list[PlanRow] = []
@@ -118,9 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             found_rows += found
             report.console.print(table([asdict(row) for row in found]), markup=False)
     asked = list(arguments.checkpoint or named)
-    kept = [] if arguments.results else [row for row in recorded() if row["checkpoint"] not in asked]
+    before = [] if arguments.results else recorded()
+    kept = [row for row in before if row["checkpoint"] not in asked or row["precision"] != arguments.precision]
     rows = sorted(kept + [asdict(row) for row in found_rows], key=lambda row: list(named).index(row["checkpoint"]))
-    result = {"benchmark": RESULT, **report.card(), "precision": arguments.precision, "rows": rows, "failed": failed}
+    result = {"benchmark": RESULT, **report.card(), "rows": rows, "failed": failed}
     report.save(RESULT, result, arguments.results)
     if arguments.results is None:
         PAGE.write_text(page_with(rows), encoding="utf-8")

@@ -28,6 +28,16 @@ def test_the_page_has_the_recorded_table() -> None:
     assert set(listed()) <= set(CHECKPOINTS), mend
 
 
+def test_precisions_stand_side_by_side() -> None:
+    row = {"checkpoint": "wan stock", "component": "step", "bytes": 1000, "library": 1.0, "seconds": 2.0, "relative_l2": 0.01}
+    rows = [row | {"precision": "bf16"}, row | {"precision": "fp16", "relative_l2": 0.002}]
+    rows.append(row | {"precision": "bf16", "component": "vision"})
+    lines = plans.table(rows).splitlines()
+    assert lines[0].endswith("| error of its graph, bf16 | error of its graph, fp16 |")
+    assert lines[2] == "| wan stock | `step` | 1 | 1 | 1.0 | 1.0 | 2 | 2 | 1.0e-02 | 2.0e-03 |"
+    assert lines[3] == "| wan stock | `vision` | 1 | - | 1.0 | - | 2 | - | 1.0e-02 | - |"
+
+
 @pytest.mark.matrix
 @pytest.mark.slow
 @pytest.mark.parametrize(
