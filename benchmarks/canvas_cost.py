@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import mid, models, report, tiny
-from benchmarks.bundles import VARIANTS, build_variant, variant_folder
+from benchmarks.bundles import VARIANTS, variant_folder
 from benchmarks.checkpoints import metacanvas_checkpoint, subject_checkpoint, work_folder
 from mc_export.build.engine import engine_of_notes, make_engine
 from mc_export.build.options import EngineChoice
@@ -35,7 +35,7 @@ from mc_runtime.bench import time_rounds
 from mc_runtime.bundle.manifest import Engine
 from mc_runtime.bundle.store import open_bundle
 
-SIZES = tuple(f"{size}{name}" for size in ("mid", "tiny") for name in ("", *(f"-{name}" for name in mid.SUBJECTS)))
+SIZES = ("mid-deep", *(f"{size}{name}" for size in ("mid", "tiny") for name in ("", *(f"-{name}" for name in mid.SUBJECTS))))
 EAGER = "torch eager fp32"
 #: Of the step without it, wanted of every target on *mid*.
 MOST_COST = 0.05
@@ -126,11 +126,13 @@ def cost_of(times: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> di
 
 def checkpoint_of(size: str, work: Path) -> tuple[Path, mid.Subject | None]:
     """The checkpoint of a size, and its subject where it is not SANA's."""
+    if size in models.SIZES:
+        return metacanvas_checkpoint(models.SIZES[size], work), None
     kind, _, name = size.partition("-")
     subject = mid.SUBJECTS.get(name)
-    if kind == "tiny":
+    if kind == "tiny" or subject is None:
         return tiny.checkpoint(name or "sana", work), subject
-    return (metacanvas_checkpoint(models.MID, work) if subject is None else subject_checkpoint(subject, work)), subject
+    return subject_checkpoint(subject, work), subject
 
 
 def step_program(checkpoint: Checkpoint, *, canvas: bool) -> StepProgram:
@@ -166,34 +168,32 @@ def request_extents(checkpoint: Checkpoint, subject: mid.Subject | None, program
 
 
 def step_engine(name: str, folder: Path, checkpoint: Checkpoint, work: Path, *, canvas: bool) -> tuple[Engine, list[Path]]:
-    """The bundle's step engine, or the one without a canvas; built at first use."""
-    if canvas:
-        bundle = variant_folder(name, folder, work)
-        if not bundle.is_dir():
-            build_variant(name, folder, work, lambda line: report.console.print(line, style="dim"))
+    """The step engine with or without a canvas: the bundle's where there is one, else made by itself and kept."""
+    bundle = variant_folder(name, folder, work)
+    if canvas and bundle.is_dir():
         spec = open_bundle(bundle).manifest.engines["step"]
         return spec, [bundle / file for file in spec.files]
-    target, precision, _ = VARIANTS[name]
-    kept = work / "stock-steps" / f"{folder.name}-{name.replace(' ', '-')}"
+    target, precision, engines = VARIANTS[name]
+    choice = engines.get("step", EngineChoice(target, precision))
+    kept = work / ("steps" if canvas else "stock-steps") / f"{folder.name}-{name.replace(' ', '-')}"
     notes = kept / "engine.json"
     if not notes.is_file():
         kept.mkdir(parents=True, exist_ok=True)
         made = make_engine(
-            Part("step", (), lambda: step_program(checkpoint, canvas=False)), EngineChoice(target, precision), kept,
-            lambda state: report.console.print(f"{name} without a canvas: {state}", style="dim"),
-            lambda component: _calibration(checkpoint, component), "", PlanWishes({}),
+            Part("step", (), lambda: step_program(checkpoint, canvas=canvas)), choice, kept,
+            lambda state: report.console.print(f"{name} {WITH if canvas else WITHOUT}: {state}", style="dim"),
+            lambda component: _calibration(checkpoint, component, canvas), "", PlanWishes({}),
         )  # fmt: skip
         notes.write_text(report.as_json(made))
     spec = engine_of_notes(report.from_json(notes), str(kept))
     return spec, [Path(file) for file in spec.files]
 
 
-def _calibration(checkpoint: Checkpoint, component: str) -> Calibration:
+def _calibration(checkpoint: Checkpoint, component: str, canvas: bool) -> Calibration:
     from mc_export.quantize.calibration import calibration_inputs
 
-    return [
-        {name: rows for name, rows in feed.items() if name != "canvas"} for feed in calibration_inputs(checkpoint, component)
-    ]
+    feeds = calibration_inputs(checkpoint, component)
+    return feeds if canvas else [{name: rows for name, rows in feed.items() if name != "canvas"} for feed in feeds]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ reach the picture. `awaken` opens the gates and lets the timestep count; the act
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -121,6 +121,8 @@ MID = Size(
     autoencoder=AutoencoderSize((64, 128, 256, 256), (1, 1, 1, 1), (1, 1, 1, 1), attention_from=2),
     canvas_cells=16,
 )
+#: As deep as SANA-1.6B: the connector is one block however deep the backbone is, so depth decides what the canvas costs.
+MID_DEEP = replace(MID, name="mid-deep", backbone=replace(MID.backbone, layers=20))
 #: SANA-1.6B at 1024 px and dc-ae-f32c32-sana as published; the planner is Qwen2.5-VL-3B's width with 2 of its 36 layers.
 REAL = Size(
     name="real",
@@ -139,7 +141,7 @@ REAL_3B = Size(
     canvas_cells=32,
     dtype=torch.bfloat16,
 )
-SIZES = {size.name: size for size in (MID, REAL, REAL_3B)}
+SIZES = {size.name: size for size in (MID, MID_DEEP, REAL, REAL_3B)}
 
 
 def random_planner(size: PlannerSize, seed: int) -> Qwen2_5_VLModel:

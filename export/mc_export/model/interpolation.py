@@ -35,4 +35,6 @@ def resize_grid(grid: Tensor, size: tuple[int, int, int]) -> Tensor:
     )
     grid = torch.matmul(resize_w, grid)  # the last axis but one first: each product reads the fewest elements so far
     grid = torch.matmul(resize_h, grid.flatten(-2)).unflatten(-1, (size[2], grid.shape[-1]))
+    if isinstance(t, int) and t == 1:  # a picture's, or one keyframe for all frames: no product over the finished grid
+        return grid.expand(*grid.shape[:-4], *size, grid.shape[-1])
     return torch.matmul(resize_t, grid.flatten(-3)).unflatten(-1, (size[1], size[2], grid.shape[-1]))
