@@ -165,7 +165,8 @@ def test_the_page_shows_what_there_is(tmp_path: Path) -> None:
     assert "| wan | 2 | 12.3 | - | 1.25, 0.00 | - | - | - | 2.50, 0.57 | (4.50, 6.00) | - |" in text
     stages = " | ".join(["4.94 of 12.34"] * 4)
     assert f"| wan | openvino bf16 | {stages} | 1.0 % | 2.50 | 2.00 | 3 | missed |" in text
-    assert "| sana | 3.1 % of 500 ms |" in text
+    assert "| sana, 8 blocks | 3.1 % of 500 ms |" in text
+    assert "Not measured yet: sana, flux-kontext, wan, sdxl, svd, animatediff." in text
     assert "Not measured yet: sana, flux-kontext, sdxl, svd, animatediff." in text
 
 
