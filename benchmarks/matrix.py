@@ -44,8 +44,8 @@ below fp32 a figure says that a bundle is sane, not how good a trained one is. I
 """
 _PACKAGES = """
 ## Compiled packages
-Engines of the tiny checkpoints as AOTInductor packages for the CPU, those that were run: relative L2 against the torch module, the
-worst over outputs, at the sizes of the export and at others. Of a checkpoint with a canvas its own engines alone are tested.
+Engines of the tiny checkpoints as AOTInductor packages for the CPU, those that were run: relative L2 against the torch module,
+the worst over outputs, at the sizes of the export and at others. Of a checkpoint with a canvas only its own engines are here.
 
 """
 
