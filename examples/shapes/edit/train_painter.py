@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
+from examples.shapes.data import COLOURS, draw
 from examples.shapes.edit import data
 from examples.shapes.edit.prompts import plan_all, read_instructions, to_pixels
 from examples.shapes.edit.train_autoencoder import latents_of
@@ -60,6 +62,16 @@ class Painter(nn.Module):
         return velocity
 
 
+def otherwise(edit: data.Edit, rng: random.Random) -> Image.Image:
+    """The original, but the shape that the instruction names has any colour.
+
+    What comes out is the same. A painter that always had the true original learns which colours become which, pair by pair,
+    and paints a pair of a new instruction wrong whatever the canvas says.
+    """
+    anew = edit.named.shape._replace(colour=rng.choice(COLOURS))
+    return draw([anew if shape is edit.named.shape else shape for shape in edit.source])
+
+
 @torch.no_grad()
 @torch.autocast("cpu", dtype=torch.bfloat16)
 def encode_all(autoencoder: AutoencoderKL, pictures: Tensor, batch: int = 256) -> Tensor:
@@ -86,8 +98,11 @@ def train_painter(
     instructions = read_instructions(planner, tokenizer, [each.text for each in data.all_instructions()])
     row_of = {instruction: row for row, instruction in enumerate(data.all_instructions())}
     plans = plan_all(planner, instructions, torch.tensor([row_of[edit.instruction] for edit in chosen]), before)
-    references, latents = encode_all(autoencoder, before), encode_all(autoencoder, after)
-    changed = (latents - references).abs().amax(dim=1, keepdim=True) > CHANGED
+    latents = encode_all(autoencoder, after)
+    rng = random.Random(seed + 3)
+    originals = (before, to_pixels([otherwise(edit, rng) for edit in chosen]))
+    references = torch.stack([encode_all(autoencoder, pictures) for pictures in originals])
+    changed = (latents - references[0]).abs().amax(dim=1, keepdim=True) > CHANGED
     weights = torch.where(changed, CHANGED_WEIGHT, 1.0)
     share = changed.float().mean()
     log.info("painter: %d edits, latents of variance %.2f, of which %.3f change", len(latents), latents.var(), share)
@@ -100,7 +115,8 @@ def train_painter(
         mix = time[:, None, None, None]
         states = PlannerStates(plans.context[rows].float(), plans.canvas[rows].float())
         guidance = torch.empty(batch).uniform_(*GUIDANCE)
-        velocity = painter((1 - mix) * latent + mix * noise, time, states, references[rows], guidance)
+        reference = references[torch.randint(2, (batch,)), rows]
+        velocity = painter((1 - mix) * latent + mix * noise, time, states, reference, guidance)
         error = (velocity.float() - (noise - latent)).square() * weights[rows]
         return error.sum() / weights[rows].expand_as(error).sum()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
+from examples.shapes.data import COLOURS
 from examples.shapes.fit import Fit, fit
 from examples.shapes.video.cases import Case, sample_cases
 from examples.shapes.video.reading import Reader, plan
 from examples.shapes.video.train_autoencoder import encode
+from examples.shapes.video.world import Film
 from mc_export.backbones.wan import Wan
 from mc_export.model.canvas_model import CanvasModel
 from mc_export.model.injection import CanvasBackbone
@@ -111,6 +113,26 @@ def tell(planner: Planner, autoencoder: AutoencoderKLWan, reader: Reader, cases:
     return Told(context, read.mask[:, :longest], canvas, first, has_first, clip, mask, reference, has_reference[:, None])
 
 
+@torch.no_grad()
+def _clips_otherwise(autoencoder: AutoencoderKLWan, cases: Sequence[Case], clips: Tensor, rng: random.Random) -> Tensor:
+    """The clips to edit, but the shape that the edit names has any colour.
+
+    What comes out is the same. A painter that always had the true clip learns which colours become which, pair by pair, and
+    paints a pair of a new instruction wrong whatever the canvas says.
+    """
+    others = clips.clone()
+    edited = [row for row, case in enumerate(cases) if case.edited is not None]
+    others[edited] = encode(autoencoder, [_otherwise(cases[row], rng).frames() for row in edited])
+    return others
+
+
+def _otherwise(case: Case, rng: random.Random) -> Film:
+    assert case.source is not None
+    assert case.edited is not None
+    index, _ = case.edited
+    return case.source.changed(index, thing=case.source.actors[index].thing._replace(colour=rng.choice(COLOURS)))
+
+
 def train_painter(
     painter: Painter,
     planner: Planner,
@@ -120,12 +142,13 @@ def train_painter(
     seed: int,
     steps: int,
     probe: Callable[[nn.Module], str],
-    pool: int = 8_000,
+    pool: int = 10_000,
     batch: int = 20,
 ) -> None:
     """Trains in place on `pool` cases, `batch` of them a step, `DRAWS` times each."""
-    cases = sample_cases(pool, False, random.Random(f"painter {seed}"))
+    cases = sample_cases(pool, False, random.Random(f"painter {seed}"), TRAINED)
     told = tell(planner, autoencoder, reader, cases)
+    others = _clips_otherwise(autoencoder, cases, told.condition_latents, random.Random(f"painter {seed} otherwise"))
     latents = encode(autoencoder, [case.target.frames() for case in cases])
     log.info("painter: %d films, variance of latents %.2f", len(latents), latents.var())
     # A given first frame is not predicted.
@@ -141,13 +164,18 @@ def train_painter(
         noise = torch.randn_like(latent)
         time = (torch.randn(len(rows)) + SHIFT).sigmoid()
         mix = time[:, None, None, None, None]
-        velocity = painter((1 - mix) * latent + mix * noise, time, context, canvas, told.rows(rows))
+        other = torch.rand(len(rows)) < 0.5
+        clips = torch.where(other[:, None, None, None, None], others[rows], told.condition_latents[rows])
+        given = replace(told.rows(rows), condition_latents=clips)
+        velocity = painter((1 - mix) * latent + mix * noise, time, context, canvas, given)
         return (weight[rows] * (velocity.float() - (noise - latent)).square()).mean()
 
     plan_of_stage = Fit("painter", steps, lr=1.5e-3, warmup=100, probe_every=200, average=0.997)
     fit(plan_of_stage, painter, loss_at, work, seed + 2, probe)
 
 
+TRAINED = ("text-to-video", *2 * ("image-to-video",), *3 * ("video-editing",), "in-context-video")
+"""The tasks of the pool, in turn: what must keep something of its input is learned the slowest."""
 SHIFT = 0.4
 """Of the times that are trained on, towards noise, where the instruction is what there is to go by."""
 
