@@ -1,12 +1,12 @@
-"""What FP8 does to the demos' latents, pictures and accuracy. Its arithmetic is emulated on the CPU, so its time says nothing.
+"""What FP8 and INT4 do to the demos' latents, pictures and accuracy. Emulated on the CPU: its time says nothing.
 
     python -m benchmarks.fp8_quality
-    python -m benchmarks.fp8_quality --demo edit --count 100
+    python -m benchmarks.fp8_quality --demo edit --count 100 --way int4
 
-Planner and step run as torch programs in four ways: float32, bfloat16, and FP8 with the layers kept that `mc-runtime calibrate`
-keeps, with a scale for each row (inductor-cuda) and for each tensor (TensorRT), the rest in bfloat16. All other engines are
-float32 onnxruntime's. Every way draws the same held-out captions from the same noise. Writes benchmarks/results/fp8.json and
-the table of docs/fp8.md.
+Planner and step run as torch programs in five ways: float32, bfloat16, and, with the layers kept that `mc-runtime calibrate`
+keeps and the rest in bfloat16, FP8 with a scale for each row (inductor-cuda) and for each tensor (TensorRT), and weights of 4
+bits (TensorRT). All other engines are float32 onnxruntime's. Every way draws the same held-out captions from the same noise;
+ways that are named join what was recorded of them. Writes benchmarks/results/fp8.json and the table of docs/fp8.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ HEAD = ("demo", "captions", "planner and step", "latents", "pictures, of 255", "
 _TABLE = re.compile(r"(<!-- quality -->\n).*?(<!-- /quality -->)", re.DOTALL)
 _OVERALL = ("overall", "correct")
 COMPONENTS = ("planner", "step")
-WAYS = ("fp32", "bf16", "fp8 rows", "fp8 tensor")
+_LAYERED = {"fp8 rows": Activations.ROWS, "fp8 tensor": Activations.TENSOR, "int4": Activations.BLOCKS}
+WAYS = ("fp32", "bf16", *_LAYERED)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def programs(checkpoint: Checkpoint, way: str, record: CalibrationRecord) -> dic
     found = {}
     for component in COMPONENTS:
         program = program_of(checkpoint, component, calibration_inputs(checkpoint, component)).eval()
-        if way.startswith("fp8"):
-            apply_fp8(program, record.of(component, Activations(way.split()[1]), checkpoint.sha256))
+        if way in _LAYERED:
+            apply_fp8(program, record.of(component, _LAYERED[way], checkpoint.sha256))
         found[component] = program if way == "fp32" else compute_in_bf16(program)
     return found
 
@@ -143,25 +144,39 @@ def compared(drawn: Drawn, truth: Drawn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(name: str, count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """One demo in every way."""
+def measure(name: str, ways: Sequence[str], count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """One demo in these ways and in float32."""
     demo = DEMOS[name]
     checkpoint = load_checkpoint(report.ROOT / demo.folder)
-    record = calibrate(checkpoint, CalibrationOptions(components=COMPONENTS))
+    layered = tuple(activations for way, activations in _LAYERED.items() if way in ways)
+    record = calibrate(checkpoint, CalibrationOptions(components=COMPONENTS, activations=layered))
     build_bundle(checkpoint.path, folder / name, BuildOptions())
     bundle = open_bundle(folder / name)
     found: dict[str, Any] = {**report.card(), "count": count, "seed": seed, "steps": demo.steps, "guidance": demo.guidance}
+    found["checkpoint"] = checkpoint.sha256
     found["engines"] = []
     for one in record.measured:
-        found["engines"].append({"component": one.component, "sites": len(one.sites), **one.notes()["fp8"]})
+        found["engines"].append({"component": one.component, "sites": len(one.sites), **next(iter(one.notes().values()))})
     truth: Drawn | None = None
     found["ways"] = {}
-    for way in WAYS:
+    for way in dict.fromkeys(["fp32", *ways]):
         drawn = draw(demo, bundle, programs(checkpoint, way, record), count, seed)
         truth = truth or drawn
         found["ways"][way] = compared(drawn, truth)
         report.console.print(f"{name} {way}: {found['ways'][way]}", markup=False)
     return found
+
+
+def joined(new: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """New results with those recorded of the same checkpoint, captions and noise; of float32 the recorded ones."""
+    same = ("count", "seed", "steps", "guidance", "checkpoint")
+    if before is None or any(before.get(key) != new[key] for key in same):
+        return new
+    kept = {way: found for way, found in before["ways"].items() if way == "fp32" or way not in new["ways"]}
+    measured = {(one["component"], one["activations"]) for one in new["engines"]}
+    engines = [one for one in before["engines"] if (one["component"], one["activations"]) not in measured]
+    return {**new, "ways": {way: {**new["ways"], **kept}[way] for way in WAYS if way in {**new["ways"], **kept}},
+            "engines": [*engines, *new["engines"]]}  # fmt: skip
 
 
 def table(demos: Mapping[str, Mapping[str, Any]]) -> str:
@@ -187,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", action="append", choices=list(DEMOS), help="only this one; image if none is named")
+    parser.add_argument("--way", action="append", choices=list(WAYS), help="only this one; all if none is named")
     parser.add_argument("--count", type=int, default=200, help="held-out captions")
     parser.add_argument("--seed", type=int, default=0, help="chooses captions and noise")
     parser.add_argument("--results", type=Path, help="where the report goes; benchmarks/results by default")
@@ -194,8 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = (arguments.results or report.RESULTS) / f"{RESULT}.json"
     before = report.from_json(file)["demos"] if file.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        demos = {name: measure(name, arguments.count, arguments.seed, Path(folder)) for name in arguments.demo or ["image"]}
-    demos = {**before, **demos}
+        for name in arguments.demo or ["image"]:
+            new = measure(name, arguments.way or WAYS, arguments.count, arguments.seed, Path(folder))
+            before[name] = joined(new, before.get(name))
+    demos = before
     document = {"benchmark": RESULT, "arithmetic": "emulated on the CPU", "demos": demos}
     report.save(RESULT, document, arguments.results)
     if arguments.results is None:

@@ -19,6 +19,7 @@ class Precision(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
     FP8 = "fp8"
+    INT4 = "int4"
 
 
 _DIMENSION = re.compile(r"(?:[1-9]\d{0,5}\*)?[A-Za-z_]\w{0,63}", re.ASCII)

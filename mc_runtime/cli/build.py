@@ -76,7 +76,7 @@ class BuildChoices:
 )  # fmt: skip
 @click.option(
     "--calibration", type=options.FILE, metavar="FILE",
-    help="For fp8: what `mc-runtime calibrate` wrote. Measured while building, if left out.",
+    help="For fp8 and int4: what `mc-runtime calibrate` wrote. Measured while building, if left out.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Build every engine again, whatever the cache has.")
 @options.json_option
@@ -113,6 +113,7 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --size 512x512 --size 512x768 --max-batch 4
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision bf16 --fallback onnxruntime
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision fp8 --compute-capability 8.9
+      mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision int4
       mc-runtime build ./checkpoint -o ./bundle --lora-rank 16
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16 --cache
     """

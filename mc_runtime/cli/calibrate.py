@@ -1,4 +1,4 @@
-"""`mc-runtime calibrate`: what FP8 costs at every layer of a checkpoint, and which layers stay in bfloat16."""
+"""`mc-runtime calibrate`: what FP8 or INT4 costs at every layer of a checkpoint, and which layers stay in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mc_runtime.cli.output import print_json, progress_bar
 from mc_runtime.cli.signals import raise_if_interrupted
 
 COMPONENTS = ("planner", "step")
-SCALES = ("rows", "tensor")
+SCALES = ("rows", "tensor", "blocks")
+_FP8 = SCALES[:2]
 _WORST = 12
 _BAR = 24
 
@@ -27,11 +28,12 @@ _BAR = 24
 )  # fmt: skip
 @click.option(
     "--scales", type=click.Choice(SCALES), multiple=True,
-    help="What has a scale of its own: rows (inductor-cuda), the whole tensor (tensorrt, tensorrt-rtx). Both, if left out.",
+    help="What has a scale of its own: for fp8 rows of the input (inductor-cuda) or all of it (tensorrt, tensorrt-rtx), both "
+    "if left out; for int4 blocks of the weights.",
 )  # fmt: skip
 @click.option(
     "--loss", type=float, metavar="E",
-    help="Largest relative L2 error that FP8 may cost an engine; the project's own for each, if left out.",
+    help="Largest relative L2 error that it may cost an engine; the project's own for each, if left out.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="Seed of the noise.")
 @options.json_option
@@ -45,17 +47,18 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Measure what FP8 costs at every layer of CHECKPOINT, and choose those that stay in bfloat16.
+    """Measure what FP8 or INT4 costs at every layer of CHECKPOINT, and choose those that stay in bfloat16.
 
     The checkpoint's own prompts (prompt.calibration in metacanvas.json, else a built-in list) are read and denoised; then one
-    layer after another is put into FP8 alone, and the error of the engine's result is what it costs. Layers are kept, the
+    layer after another is put into it alone, and the error of the engine's result is what it costs. Layers are kept, the
     dearest for their work first, until the rest together lose no more than --loss. `build --precision fp8 --calibration FILE`
-    takes the file; the same checkpoint and seed give the same file.
+    (or int4) takes the file; the same checkpoint and seed give the same file.
 
     \b
     Examples:
       mc-runtime calibrate ./checkpoint -o fp8.json
       mc-runtime calibrate ./checkpoint -o fp8.json --component step --scales rows --loss 0.05
+      mc-runtime calibrate ./checkpoint -o int4.json --scales blocks
       mc-runtime build ./checkpoint -o ./bundle --target tensorrt-rtx --precision fp8 --calibration fp8.json
     """
     from mc_runtime.media.files import check_writable
@@ -73,7 +76,7 @@ def command(
             progress(done, total, what)
 
         chosen = CalibrationOptions(
-            components=components, activations=tuple(map(Activations, scales or SCALES)), loss=loss, seed=seed
+            components=components, activations=tuple(map(Activations, scales or _FP8)), loss=loss, seed=seed
         )
         record = calibrate(load_checkpoint(checkpoint_path(checkpoint)), chosen, report)
         record.save(output)
@@ -91,8 +94,9 @@ def _print(measured: dict[str, Any]) -> None:
     sites = measured["sites"]
     kept = [site for site in sites if site["kept"]]
     share = sum(site["work"] for site in kept)
+    name, form = _NAMES[measured["activations"]]
     click.echo(
-        f"{measured['component']}, a scale for each {_NAMES[measured['activations']]}: all in FP8 lose "
+        f"{measured['component']}, a scale for each {name}: all in {form} lose "
         f"{measured['error_of_all']:.3g}, with {len(kept)} of {len(sites)} kept ({100 * share:.1f} % of the work) "
         f"{measured['error']:.3g} of {measured['loss']:g}"
     )
@@ -107,7 +111,7 @@ def _print(measured: dict[str, Any]) -> None:
         )
 
 
-_NAMES = {"rows": "row", "tensor": "tensor"}
+_NAMES = {"rows": ("row", "FP8"), "tensor": ("tensor", "FP8"), "blocks": ("block", "INT4")}
 
 
 def _shown(site: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 TARGETS = ("onnxruntime", "openvino", "inductor", "inductor-cuda", "tensorrt", "tensorrt-rtx")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 COMPONENTS = ("vision", "planner", "text_encoder", "image_encoder", "step", "vae_decoder", "vae_encoder")
 
 F = TypeVar("F", bound=Callable[..., Any])

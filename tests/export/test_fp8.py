@@ -16,7 +16,7 @@ from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.lower.onnx import BF16_OPSET, onnx_from_program
 from mc_export.program.base import Axis, Program, float_tensor
 from mc_export.program.export import export_program
-from mc_export.quantize.fp8.layers import Activations, Fp8Linear, Fp8RoundedLinear, Pointwise, fp8_layer, takes_fp8
+from mc_export.quantize.fp8.layers import FP8_ACTIVATIONS, Activations, Fp8Linear, Fp8RoundedLinear, Pointwise, fp8_layer, takes
 from mc_export.quantize.fp8.sites import find_sites, in_fp8, put_fp8
 from mc_export.rewrites.counts import check_operators
 from mc_export.rewrites.kernels import use_kernels
@@ -42,15 +42,15 @@ def test_the_page_has_the_recorded_table() -> None:
     assert fp8_quality.PAGE.read_text(encoding="utf-8") == fp8_quality.page_with(recorded), "run benchmarks.fp8_quality"
 
 
-def test_what_takes_fp8() -> None:
+def test_what_takes() -> None:
     module = Convolved()
-    assert [name for name, layer in module.named_modules() if takes_fp8(layer)] == ["query", "key", "out", "point"]
-    assert not takes_fp8(nn.Conv2d(32, 32, 1, stride=2))
-    assert not takes_fp8(nn.Conv2d(32, 32, 1, groups=2))
-    assert not takes_fp8(nn.Conv2d(32, 32, 1, padding=1))
+    assert [name for name, layer in module.named_modules() if takes(layer)] == ["query", "key", "out", "point"]
+    assert not takes(nn.Conv2d(32, 32, 1, stride=2))
+    assert not takes(nn.Conv2d(32, 32, 1, groups=2))
+    assert not takes(nn.Conv2d(32, 32, 1, padding=1))
 
 
-@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("activations", FP8_ACTIVATIONS)
 def test_a_pointwise_convolution_is_a_layer_on_its_cells(activations: Activations) -> None:
     point, picture = nn.Conv2d(32, 64, 1), torch.randn(2, 32, 5, 7)
     layer = fp8_layer(point, activations, float(picture.abs().max()))
@@ -80,7 +80,7 @@ def test_sites_are_the_layers_that_read_one_input(kind: str) -> None:
     assert by_name[larger[0].name].work < larger[0].work, "the mean of two runs"
 
 
-@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("activations", FP8_ACTIVATIONS)
 def test_a_program_is_the_same_again_afterwards(activations: Activations) -> None:
     program = tiny_step("sana")
     feed = program.example(sizes_for(program, large=True), seed=3)

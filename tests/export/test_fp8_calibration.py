@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mc_export.build.calibrate import CalibrationOptions, calibrate, program_of
-from mc_export.build.fp8_choice import Fp8Choice
+from mc_export.build.layer_choice import LayerChoice
 from mc_export.build.options import BuildOptions, EngineChoice
 from mc_export.checkpoint import Checkpoint
 from mc_export.quantize.calibration import calibration_inputs
@@ -131,12 +131,12 @@ def test_a_file_that_does_not_fit_says_what_to_run(
     with pytest.raises(RequestError, match="run mc-runtime calibrate again"):
         CalibrationRecord.load(file)
     replace(record, measured=record.measured[:1]).save(file)
-    choice = Fp8Choice(checkpoint, file, force=False)
-    assert "fp8" in choice.facts("planner", "inductor-cuda")
+    choice = LayerChoice(checkpoint, file, force=False)
+    assert "layers" in choice.facts("planner", EngineChoice("inductor-cuda", Precision.FP8))
     with pytest.raises(RequestError, match=r"nothing on planner with a scale for each tensor.*--scales tensor"):
-        choice.facts("planner", "tensorrt-rtx")
+        choice.facts("planner", EngineChoice("tensorrt-rtx", Precision.FP8))
     with pytest.raises(RequestError, match="of another checkpoint"):
-        Fp8Choice(checkpoints["stock"], file, force=False).facts("planner", "inductor-cuda")
+        LayerChoice(checkpoints["stock"], file, force=False).facts("planner", EngineChoice("inductor-cuda", Precision.FP8))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, c
 @pytest.mark.parametrize(("options", "said"), [
     ({"engines": {"vae_decoder": EngineChoice("tensorrt-rtx", Precision.FP8)}}, "planner and step; take tensorrt-rtx:bf16"),
     ({"target": "tensorrt-rtx", "precision": Precision.FP8, "step_cache": True}, "step=tensorrt-rtx:bf16, or leave --cache"),
-    ({"calibration": Path("fp8.json")}, "--calibration: is of fp8 engines; say --precision fp8"),
+    ({"calibration": Path("fp8.json")}, "--calibration: is of fp8 and int4 engines; say --precision fp8"),
     ({"target": "onnxruntime", "precision": Precision.FP8}, "onnxruntime has no fp8.*inductor-cuda:fp8"),
 ])  # fmt: skip
 def test_what_fp8_is_not_for_is_refused(options: dict[str, Any], said: str) -> None:
@@ -216,7 +216,7 @@ def test_a_bundle_in_fp8_has_the_other_engines_in_bf16() -> None:
 
 
 def test_options_of_a_calibration_are_checked() -> None:
-    with pytest.raises(RequestError, match="FP8 is for planner and step"):
+    with pytest.raises(RequestError, match="FP8 and INT4 are for planner and step"):
         CalibrationOptions(components=("vae_decoder",))
     with pytest.raises(RequestError, match="between 0 and 1"):
         CalibrationOptions(loss=0.0)

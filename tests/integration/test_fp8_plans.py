@@ -9,7 +9,7 @@ import pytest
 from mc_export.backbones.registry import BACKBONES
 from mc_export.build import BuildOptions, build_bundle
 from mc_export.build.calibrate import program_of
-from mc_export.build.fp8_choice import Fp8Choice
+from mc_export.build.layer_choice import LayerChoice
 from mc_export.build.options import EngineChoice
 from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.build.verify import TOLERANCE, tolerance_of
@@ -30,14 +30,14 @@ CHOICE = EngineChoice("tensorrt-rtx", Precision.FP8)
 def test_a_planner_builds_in_fp8(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tiny_metacanvas_checkpoint(tmp_path / "checkpoint", seed=31, layers=1))
     inputs = calibration_inputs(checkpoint, "planner")
-    fp8 = Fp8Choice(checkpoint, None, force=False)
+    layers = LayerChoice(checkpoint, None, force=False)
 
-    def to_fp8(program: Program) -> dict[str, object]:
-        return fp8.apply(program, "tensorrt-rtx")
+    def to_layers(program: Program) -> dict[str, object]:
+        return layers.apply(program, CHOICE)
 
     engine = make_plan(
         lambda: program_of(checkpoint, "planner", inputs), CHOICE, tmp_path, PlanWishes({}, capabilities=("8.9", "12.0")),
-        enter=lambda state: None, tick=lambda share: None, calibrate=lambda component: inputs, to_fp8=to_fp8,
+        enter=lambda state: None, tick=lambda share: None, calibrate=lambda component: inputs, to_layers=to_layers,
     )  # fmt: skip
     assert (tmp_path / engine.files[0]).stat().st_size == engine.options["gpu_bytes"] > 0
     assert engine.options["capabilities"] == ["8.9", "12.0"]

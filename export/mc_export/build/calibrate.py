@@ -1,19 +1,19 @@
-"""`mc-runtime calibrate`: what FP8 costs at every site of a checkpoint's programs."""
+"""`mc-runtime calibrate`: what FP8 or INT4 costs at every site of a checkpoint's programs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from mc_export.build.options import FP8_COMPONENTS, BuildOptions
+from mc_export.build.options import BY_LAYER_COMPONENTS, BuildOptions
 from mc_export.build.parts import Limits, parts_of
 from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration
 from mc_export.program.base import Program
 from mc_export.quantize.calibration import calibration_inputs
-from mc_export.quantize.fp8.layers import Activations
+from mc_export.quantize.fp8.layers import FP8_ACTIVATIONS, Activations
 from mc_export.quantize.fp8.record import CalibrationRecord, Sensitivity
-from mc_export.quantize.fp8.sensitivity import LOSS, measure
+from mc_export.quantize.fp8.sensitivity import loss_of, measure
 from mc_export.vision import planner_vision
 from mc_runtime.errors import RequestError
 
@@ -25,24 +25,24 @@ class CalibrationOptions:
     """What to measure.
 
     Attributes:
-        components: engines; none for all that FP8 is for.
+        components: engines; none for all that it is for.
         activations: kinds of scales.
-        loss: the largest relative L2 error wanted of an engine; None for each one's own (`LOSS`).
+        loss: the largest relative L2 error wanted of an engine; None for each one's own (`loss_of`).
         seed: of the noise that is denoised for it.
 
     Raises:
-        RequestError: an engine that FP8 is not for, or a loss that is none.
+        RequestError: an engine that it is not for, or a loss that is none.
     """
 
     components: Sequence[str] = ()
-    activations: Sequence[Activations] = field(default=tuple(Activations))
+    activations: Sequence[Activations] = FP8_ACTIVATIONS
     loss: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for component in self.components:
-            if component not in FP8_COMPONENTS:
-                raise RequestError(f"component {component!r}: FP8 is for {' and '.join(FP8_COMPONENTS)}")
+            if component not in BY_LAYER_COMPONENTS:
+                raise RequestError(f"component {component!r}: FP8 and INT4 are for {' and '.join(BY_LAYER_COMPONENTS)}")
         if self.loss is not None and not 0 < self.loss < 1:
             raise RequestError(f"loss must be between 0 and 1, got {self.loss:g}")
 
@@ -59,9 +59,9 @@ def calibrate(
 
     Raises:
         RequestError: the checkpoint has none of the engines.
-        EngineError: one of them has nothing that FP8 is for.
+        EngineError: one of them has nothing that it is for.
     """
-    there = [name for name in FP8_COMPONENTS if name != "planner" or checkpoint.config is not None]
+    there = [name for name in BY_LAYER_COMPONENTS if name != "planner" or checkpoint.config is not None]
     asked = [name for name in there if not options.components or name in options.components]
     if not asked:
         raise RequestError(f"this checkpoint has no {' or '.join(options.components)}; it has {', '.join(there)}")
@@ -77,7 +77,7 @@ def calibrate(
             def tick(done: int, of: int, what: str, before: float = before, name: str = component) -> None:
                 report(before + done / of, total, what if what == name else f"{name}: {what}")
 
-            loss = LOSS[component] if options.loss is None else options.loss
+            loss = loss_of(component, activations) if options.loss is None else options.loss
             measured.append(measure(program, inputs, activations, loss, tick))
     name = checkpoint.path.resolve().name
     return CalibrationRecord(checkpoint=name, sha256=checkpoint.sha256, seed=options.seed, measured=tuple(measured))

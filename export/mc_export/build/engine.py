@@ -14,7 +14,7 @@ from mc_export.build.graph import cached_graph
 from mc_export.build.listed import listed_engine
 from mc_export.build.options import EngineChoice
 from mc_export.build.parts import Part
-from mc_export.build.plan import PlanWishes, ToFp8, as_it_is, make_plan
+from mc_export.build.plan import PlanWishes, ToLayers, as_it_is, make_plan
 from mc_export.build.progress import State, StateClock
 from mc_export.build.verify import held_out_feeds, verify_engine
 from mc_export.lower import Calibration, lower, lower_program, takes_programs
@@ -32,7 +32,7 @@ def make_engine(
     graph_key: str,
     wishes: PlanWishes,
     tick: Callable[[float], None] = lambda share: None,
-    to_fp8: ToFp8 = as_it_is,
+    to_layers: ToLayers = as_it_is,
 ) -> dict[str, Any]:
     """Builds and verifies one engine into `directory`.
 
@@ -45,7 +45,7 @@ def make_engine(
         graph_key: content key of its ONNX graph; empty to export it anew whatever the cache has.
         wishes: what a TensorRT plan is built for.
         tick: told of the share of a state that is done, where a library tells it.
-        to_fp8: puts layers in FP8 into a program and says what to note of it; asked only for fp8.
+        to_layers: puts layers in FP8 or INT4 into a program and says what to note of it; asked only for these.
 
     Returns:
         The notes of its cache entry: the manifest's engine, with its measured error, and the seconds it took, also by state.
@@ -59,7 +59,7 @@ def make_engine(
     enter(State.LOADING)
     if builds_plans(choice.target):
         spec = make_plan(
-            part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, to_fp8=to_fp8,
+            part.make, choice, directory, wishes, enter=enter, tick=tick, calibrate=calibrate, to_layers=to_layers,
             graph_key=graph_key,
         )  # fmt: skip
         return {"engine": encode(spec), "seconds": round(time.monotonic() - start, 2), "states": clock.seconds()}
@@ -67,9 +67,9 @@ def make_engine(
     calibration: Calibration = []
     if takes_programs(choice.target):
         notes: dict[str, Any] = {}
-        if choice.precision is Precision.FP8:
+        if choice.is_by_layer:
             enter(State.CALIBRATING)
-            calibration, notes = calibrate(part.component), to_fp8(program)
+            calibration, notes = calibrate(part.component), to_layers(program)
         enter(State.LOWERING)
         files, options = lower_program(choice.target, program, choice.precision, directory)
         options |= notes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mc_export.build.cache import build_entry, lookup
-from mc_export.build.options import EngineChoice
+from mc_export.build.options import BY_LAYER, EngineChoice
 from mc_export.build.progress import State
 from mc_export.lower.onnx import BF16_OPSET, OPSET, OnnxFile, onnx_from_program
 from mc_export.lower.tensorrt import builds_plans
@@ -24,7 +24,7 @@ _KEPT_BYTES = 1 << 29
 
 def graph_of(choice: EngineChoice) -> str:
     """What the graph of an engine depends on besides its program: one serves all targets that take float32."""
-    lowered = builds_plans(choice.target) and choice.precision in (Precision.FP16, Precision.BF16, Precision.FP8)
+    lowered = builds_plans(choice.target) and choice.precision in (Precision.FP16, Precision.BF16, *BY_LAYER)
     return f"{choice.precision} {BF16_OPSET}" if lowered else str(OPSET)
 
 

@@ -18,12 +18,14 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "openvino": (Precision.FP32, Precision.BF16, Precision.INT8),
     "inductor": (Precision.FP32, Precision.BF16),
     "inductor-cuda": (Precision.FP32, Precision.BF16, Precision.FP8),
-    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8),
-    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8),
+    "tensorrt": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8, Precision.INT4),
+    "tensorrt-rtx": (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8, Precision.INT4),
 }
 
-FP8_COMPONENTS: tuple[Component, ...] = ("planner", "step")
-"""The engines whose products are worth FP8: the others run once a request, on few rows or by convolutions."""
+BY_LAYER = (Precision.FP8, Precision.INT4)
+"""Precisions of single layers, chosen by what each costs; the rest of the engine is in bf16."""
+BY_LAYER_COMPONENTS: tuple[Component, ...] = ("planner", "step")
+"""The engines whose products are worth it: the others run once a request, on few rows or by convolutions."""
 
 _MAX_LORA_RANK = 512
 
@@ -51,7 +53,12 @@ class EngineChoice:
     @property
     def is_quantized(self) -> bool:
         """Whether building it needs calibration."""
-        return self.precision in (Precision.INT8, Precision.FP8)
+        return self.precision is Precision.INT8 or self.is_by_layer
+
+    @property
+    def is_by_layer(self) -> bool:
+        """Whether single layers are in this precision, and the rest in bf16."""
+        return self.precision in BY_LAYER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,8 @@ class BuildOptions:
         lora_rank: the largest rank of a request's LoRAs together; 0 for a bundle that takes none.
         step_cache: whether requests may keep residuals between steps.
         cache_loss: what its threshold is calibrated to: relative L2 difference of the final latents.
-        calibration: a file of `mc-runtime calibrate`, which says what stays in bf16 in an fp8 engine; None measures it now.
+        calibration: a file of `mc-runtime calibrate`, which says what stays in bf16 in an fp8 or int4 engine; None measures
+            it now.
         force: build every engine again, whatever the cache has.
 
     Raises:
@@ -96,10 +104,11 @@ class BuildOptions:
         for component in self.engines:
             if component not in COMPONENTS:
                 raise RequestError(f"component {component!r} is unknown; choose {', '.join(COMPONENTS)}")
-            if self.engines[component].precision is Precision.FP8 and component not in FP8_COMPONENTS:
-                target = self.engines[component].target
+            choice = self.engines[component]
+            if choice.is_by_layer and component not in BY_LAYER_COMPONENTS:
                 raise RequestError(
-                    f"--engine {component}={target}:fp8: fp8 is for {' and '.join(FP8_COMPONENTS)}; take {target}:bf16"
+                    f"--engine {component}={choice.target}:{choice.precision}: {choice.precision} is for "
+                    f"{' and '.join(BY_LAYER_COMPONENTS)}; take {choice.target}:bf16"
                 )
         for name, value, limit in (("max_batch", self.max_batch, 256), ("max_steps", self.max_steps, 1000)):
             if not 1 <= value <= limit:
@@ -113,13 +122,13 @@ class BuildOptions:
             raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
         if not 0 < self.cache_loss < 1:
             raise RequestError(f"cache_loss must be more than 0 and less than 1, got {self.cache_loss:g}")
-        if self.calibration is not None and not any(self.choice(one).precision is Precision.FP8 for one in FP8_COMPONENTS):
-            raise RequestError("--calibration: is of fp8 engines; say --precision fp8, or leave it out")
+        if self.calibration is not None and not any(self.choice(one).is_by_layer for one in BY_LAYER_COMPONENTS):
+            raise RequestError("--calibration: is of fp8 and int4 engines; say --precision fp8, or leave it out")
         step = self.choice(STEP)
-        if self.step_cache and step.precision is Precision.FP8:
+        if self.step_cache and step.is_by_layer:
             raise RequestError(
-                f"--cache: cuts the step, and fp8 is calibrated on a whole one; say --engine step={step.target}:bf16, or leave "
-                "--cache out"
+                f"--cache: cuts the step, and {step.precision} is calibrated on a whole one; say --engine "
+                f"step={step.target}:bf16, or leave --cache out"
             )
         for height, width in self.sizes:
             if height < 1 or width < 1:
@@ -129,11 +138,11 @@ class BuildOptions:
         """Target and precision of one component.
 
         Both engines of a clip's chunks have one, since they share their caches; an engine that takes LoRAs, and a part of a
-        step, has that of the one it stands in for. A bundle in fp8 has the engines that fp8 is not for in bf16.
+        step, has that of the one it stands in for. A bundle in fp8 or int4 has the engines that it is not for in bf16.
         """
         named = component.removesuffix("_next").removesuffix(LORA_SUFFIX)
         named = STEP if named in STEPS else named
         chosen = self.engines.get(named) or EngineChoice(self.target, self.precision)
-        if chosen.precision is Precision.FP8 and named not in FP8_COMPONENTS:
+        if chosen.is_by_layer and named not in BY_LAYER_COMPONENTS:
             return EngineChoice(chosen.target, Precision.BF16)
         return chosen

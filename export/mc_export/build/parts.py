@@ -241,11 +241,13 @@ def _adapted(part: Part, options: BuildOptions) -> Part:
     choice, spare = options.choice(part.component), options.fallback
     if choice.target in _WITHOUT_LORA:
         raise RequestError(f"--lora-rank: {choice.target} merges layers that a LoRA changes one by one; take another target")
-    unmade = f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in int8"
+    unmade = f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in"
     if choice.is_quantized:
-        raise RequestError(f"{unmade}; say --engine {part.component}={choice.target}:fp32, or leave --lora-rank out")
+        raise RequestError(
+            f"{unmade} {choice.precision}; say --engine {part.component}={choice.target}:fp32, or leave --lora-rank out"
+        )
     if spare is not None and spare.is_quantized:
-        raise RequestError(f"{unmade}; say --fallback {spare.target}:fp32, or leave --lora-rank out")
+        raise RequestError(f"{unmade} {spare.precision}; say --fallback {spare.target}:fp32, or leave --lora-rank out")
     rank = options.lora_rank
     return Part(part.component + LORA_SUFFIX, part.sources, lambda: AdaptedProgram(part.make(), rank), rank)
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from mc_export.build.cache import build_entry, content_key, copy_files, lookup
 from mc_export.build.engine import engine_of_notes, make_engine
-from mc_export.build.fp8_choice import Fp8Choice
 from mc_export.build.graph import graph_of
+from mc_export.build.layer_choice import LayerChoice
 from mc_export.build.options import BuildOptions, EngineChoice
 from mc_export.build.parts import Part
-from mc_export.build.plan import ToFp8, as_it_is
+from mc_export.build.plan import ToLayers, as_it_is
 from mc_export.build.progress import ProgressLog, State
 from mc_export.build.reports import EngineReport
 from mc_export.build.usual import plan_wishes
 from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration, target_facts
 from mc_export.lower.tensorrt import builds_plans, plan_facts
-from mc_runtime.bundle.manifest import Engine, Precision, Sizes
+from mc_runtime.bundle.manifest import Engine, Sizes
 
 ENGINES = "engines"
 FALLBACK = "fallback"
@@ -49,8 +49,8 @@ class Placing:
         start = time.monotonic()
         component, force = part.component, self.options.force
         name = component if folder == ENGINES else fallback_name(component)
-        fp8 = Fp8Choice(self.checkpoint, self.options.calibration, force) if choice.precision is Precision.FP8 else None
-        graph_facts = {**facts, "graph": graph_of(choice), **(fp8.facts(component, choice.target) if fp8 else {})}
+        layers = LayerChoice(self.checkpoint, self.options.calibration, force) if choice.is_by_layer else None
+        graph_facts = {**facts, "graph": graph_of(choice), **(layers.facts(component, choice) if layers else {})}
         graph_key = "" if force else content_key(graph_facts)
         target = target_facts(choice.target, choice.precision)
         facts = {**graph_facts, "target": choice.target, "precision": choice.precision, **target}
@@ -64,7 +64,7 @@ class Placing:
         if choice.is_quantized:
             facts |= {"calibrated_on": self.checkpoint.sha256}
         key = content_key(facts)
-        to_fp8: ToFp8 = partial(fp8.apply, target=choice.target, tick=self.log.within) if fp8 else as_it_is
+        to_layers: ToLayers = partial(layers.apply, choice=choice, tick=self.log.within) if layers else as_it_is
 
         def make(directory: Path) -> Mapping[str, object]:
             return make_engine(
@@ -76,7 +76,7 @@ class Placing:
                 graph_key,
                 wishes,
                 self.log.within,
-                to_fp8,
+                to_layers,
             )
 
         entry = None if force else lookup(key)

@@ -13,7 +13,7 @@ import torch
 
 from mc_export.build.graph import cached_graph
 from mc_export.build.listed import Signature, listed_engine
-from mc_export.build.options import EngineChoice
+from mc_export.build.options import BY_LAYER, EngineChoice
 from mc_export.build.progress import State
 from mc_export.build.verify import check_finite, held_out_feeds, runs_here, verify_engine, verify_results
 from mc_export.lower import Calibration
@@ -25,16 +25,16 @@ from mc_export.program.base import Extents, Program
 from mc_runtime.backends.trt_plans import Profile
 from mc_runtime.bundle.manifest import Engine, MeasuredError, Precision
 
-ToFp8 = Callable[[Program], dict[str, Any]]
-"""Puts layers in FP8 into a program and says what to note of it."""
+ToLayers = Callable[[Program], dict[str, Any]]
+"""Puts layers in FP8 or INT4 into a program and says what to note of it."""
 
 
 def as_it_is(program: Program) -> dict[str, Any]:
-    """Of a program that has no layer in FP8."""
+    """Of a program that has no such layer."""
     return {}
 
 
-_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP8: torch.bfloat16}
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16} | dict.fromkeys(BY_LAYER, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def make_plan(
     enter: Callable[[State], None],
     tick: Callable[[float], None],
     calibrate: Callable[[str], Calibration],
-    to_fp8: ToFp8 = as_it_is,
+    to_layers: ToLayers = as_it_is,
     graph_key: str = "",
 ) -> Engine:
     """Builds and verifies one plan in `directory`.
@@ -76,8 +76,8 @@ def make_plan(
         wishes: what it is built for.
         enter: told of every state.
         tick: told of the library's progress; what it raises stops the build.
-        calibrate: gives a component's calibration inputs; asked only for int8 and fp8.
-        to_fp8: puts layers in FP8 into a program and says what to note of it; asked only for fp8.
+        calibrate: gives a component's calibration inputs; asked only for int8, fp8 and int4.
+        to_layers: puts layers in FP8 or INT4 into a program and says what to note of it; asked only for these.
         graph_key: content key of the graph; empty to export it anew.
 
     Returns:
@@ -92,9 +92,9 @@ def make_plan(
     feeds = [program.example(extents, seed=10 + index) for index, extents in enumerate(shapes)]
     notes: dict[str, Any] = {}
     held_out: list[dict[str, torch.Tensor]] = []
-    if choice.precision is Precision.FP8:
+    if choice.is_by_layer:
         enter(State.CALIBRATING)
-        notes = to_fp8(program)
+        notes = to_layers(program)
         held_out = held_out_feeds(calibrate(program.component), program.component)
     if choice.precision in _DTYPES:
         program = compute_in(program, _DTYPES[choice.precision])

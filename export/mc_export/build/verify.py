@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mc_export.build.options import BY_LAYER
 from mc_export.lower import Calibration
 from mc_export.program.base import Program
 from mc_runtime.backends.base import Settings
@@ -21,8 +22,8 @@ from mc_runtime.errors import BundleError, EngineError
 # Relative L2 error of any output. Float32 engines only reorder sums. The others are what such engines show on random weights,
 # with room; whether pictures keep their quality is measured on pictures.
 TOLERANCE = {Precision.FP32: 2e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2, Precision.INT8: 2e-1}
-# An fp8 engine may lose what its layers were chosen to lose and what bf16 does, with so much room.
-_FP8_ROOM = 1.25
+# An engine of fp8 or int4 layers may lose what its layers were chosen to lose and what bf16 does, with so much room.
+_ROOM = 1.25
 # The norm an output of n numbers is compared with is at least this times sqrt(n): one that is zero by design stays near it.
 _RMS_FLOOR = 1e-3
 # Real requests a quantized engine is verified on.
@@ -129,8 +130,8 @@ def _judged(component: str, spec: Engine, errors: Sequence[MeasuredError], toler
 
 def tolerance_of(spec: Engine) -> float:
     """Largest relative L2 error that an engine may have."""
-    if spec.precision is Precision.FP8:
-        return _FP8_ROOM * hypot(float(spec.options["fp8"]["loss"]), TOLERANCE[Precision.BF16])
+    if spec.precision in BY_LAYER:
+        return _ROOM * hypot(float(spec.options[spec.precision.value]["loss"]), TOLERANCE[Precision.BF16])
     return TOLERANCE[spec.precision]
 
 

@@ -14,6 +14,7 @@ import torch
 from onnx_ir.passes import common as passes
 from torch.export import ExportedProgram
 
+from mc_export.lower import onnx_fp8, onnx_int4
 from mc_export.program.export import quick_tracing
 from mc_export.quiet import quiet
 from mc_runtime.bundle.manifest import Tensor
@@ -82,6 +83,7 @@ def onnx_from_program(
     assert exported is not None
     model: ir.Model = exported.model
     _polish(model)
+    onnx_int4.pack_codes(model)
     _name_dimensions(model, inputs, outputs)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if weights >= external_data_threshold:
@@ -94,11 +96,13 @@ def onnx_from_program(
 
 def _translations(program: ExportedProgram) -> Any:
     """ONNX forms of our own operators, where the program has any."""
-    if not any(str(node.target).startswith("mc_kernels.fp8") for node in program.graph.nodes):
-        return None
-    from mc_export.lower.onnx_fp8 import translations
-
-    return translations()
+    names = [str(node.target) for node in program.graph.nodes]
+    found: dict[Any, Any] = {}
+    if any(name.startswith("mc_kernels.fp8") for name in names):
+        found |= onnx_fp8.translations()
+    if any(name.startswith("mc_kernels.int4") for name in names):
+        found |= onnx_int4.translations()
+    return found or None
 
 
 def _data_file(path: Path) -> Path:

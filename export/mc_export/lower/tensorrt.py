@@ -14,6 +14,7 @@ from typing import Any
 from mc_export.lower.onnx import OnnxFile
 from mc_export.lower.trt_monitor import make_monitor
 from mc_export.lower.trt_stream import build_into
+from mc_kernels import int4_weights
 from mc_kernels.fp8_linear import CAPABILITY
 from mc_runtime.backends.cuda import load_cuda, this_gpu
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, TrtLibrary, make_log, network_flags
@@ -23,8 +24,12 @@ from mc_runtime.errors import EngineError, RequestError
 
 # What a plan is built for if nothing is named: every generation of TensorRT for RTX from Ampere on. Turing has no bf16.
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-# And in fp8, which the tensor cores before Ada do not have.
-_FP8_CAPABILITIES = ("8.9", "12.0")
+# The first with a precision, and what to take before it. The library's own refusal comes after minutes of building.
+_FIRST = {
+    Precision.BF16: ((8, 0), "fp16"),
+    Precision.FP8: (CAPABILITY, "int8 or bf16"),
+    Precision.INT4: (int4_weights.CAPABILITY, "fp16"),
+}
 _SHOWN_ERRORS = 5
 
 
@@ -160,28 +165,31 @@ def capabilities_for(target: str, asked: Sequence[str] = (), precision: Precisio
     library = TRT_LIBRARIES[target]
     if not library.builds_anywhere:
         here = _of_this_gpu(library, asked)
-        if precision is Precision.FP8 and _is_before_fp8(here[0]):
-            raise EngineError(f"{target}: {_no_fp8(here)}")
+        if _is_before(here[0], precision):
+            raise EngineError(f"{target}: {_refusal(here, precision)}")
         return here
     known = _capabilities(library.load())
     wrong = [capability for capability in asked if capability not in known]
     if wrong:
         raise RequestError(f"--compute-capability {', '.join(wrong)}: {target} builds for {', '.join(known)}")
-    usual: tuple[str, ...] = DEFAULT_CAPABILITIES
-    if precision is Precision.FP8:
-        usual, before = _FP8_CAPABILITIES, [capability for capability in asked if _is_before_fp8(capability)]
-        if before:
-            raise RequestError(f"--compute-capability {', '.join(before)}: {_no_fp8(before)}")
-    return tuple(dict.fromkeys(asked)) or tuple(name for name in usual if name in known)
+    before = [capability for capability in asked if _is_before(capability, precision)]
+    if before:
+        raise RequestError(f"--compute-capability {', '.join(before)}: {_refusal(before, precision)}")
+    usual = (name for name in DEFAULT_CAPABILITIES if name in known and not _is_before(name, precision))
+    return tuple(dict.fromkeys(asked)) or tuple(usual)
 
 
-def _is_before_fp8(capability: str) -> bool:
-    return tuple(map(int, capability.split("."))) < CAPABILITY
+def _is_before(capability: str, precision: Precision) -> bool:
+    """Whether GPUs of a compute capability lack a precision."""
+    return precision in _FIRST and tuple(map(int, capability.split("."))) < _FIRST[precision][0]
 
 
-def _no_fp8(capabilities: Sequence[str]) -> str:
-    first = ".".join(map(str, CAPABILITY))
-    return f"fp8 needs compute capability {first}, {', '.join(capabilities)} has none; build with --precision int8 or bf16"
+def _refusal(capabilities: Sequence[str], precision: Precision) -> str:
+    (major, minor), instead = _FIRST[precision]
+    return (
+        f"{precision} needs compute capability {major}.{minor}, {', '.join(capabilities)} has none; build with --precision "
+        f"{instead}"
+    )
 
 
 def _of_this_gpu(library: TrtLibrary, asked: Sequence[str]) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""A program in FP8 by what was measured of it."""
+"""A program in FP8 or INT4 by what was measured of it."""
 
 from __future__ import annotations
 
 from mc_export.program.base import Program
-from mc_export.quantize.fp8.layers import takes_fp8
+from mc_export.quantize.fp8.layers import takes
 from mc_export.quantize.fp8.record import Sensitivity
 from mc_export.quantize.fp8.sensitivity import sites_of
 from mc_export.quantize.fp8.sites import put_fp8
@@ -11,20 +11,20 @@ from mc_runtime.errors import EngineError, RequestError
 
 
 def apply_fp8(program: Program, measured: Sensitivity) -> None:
-    """Puts FP8 layers into a program in float32, in place; what is above and between them is lowered to bfloat16 next.
+    """Puts FP8 or INT4 layers into a program in float32, in place; what is above and between them is lowered to bfloat16 next.
 
     Raises:
-        EngineError: every site is kept, so that nothing would be in FP8, or those that are not lose more than was wanted.
+        EngineError: every site is kept, so that nothing would change, or those that are not lose more than was wanted.
         RequestError: the program has other layers than the one that was measured.
     """
     component = program.component
     sites = sites_of(measured)
     if not sites or measured.error > measured.loss:
         raise EngineError(
-            f"{component}: no layers in FP8 lose as little as {measured.loss:g} (relative L2; all of them lose "
-            f"{measured.error_of_all:.2g}); build it in bf16, or allow more with mc-runtime calibrate --loss"
+            f"{component}: no layers in {measured.activations.numbers} lose as little as {measured.loss:g} (relative L2; all "
+            f"of them lose {measured.error_of_all:.2g}); build it in bf16, or allow more with mc-runtime calibrate --loss"
         )
-    there = {name for name, layer in program.named_modules() if takes_fp8(layer)}
+    there = {name for name, layer in program.named_modules() if takes(layer, measured.activations)}
     missing = [name for site in sites for name in site.layers if name not in there]
     if missing:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Linear layers and 1 x 1 convolutions in FP8, as the two kinds of targets run them."""
+"""Linear layers and 1 x 1 convolutions in FP8 and INT4, as targets run them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mc_export.quantize.fp8.int4 import Int4Linear
+from mc_kernels import int4_weights
 from mc_kernels.fp8_linear import MULTIPLE, fp8_linear, fp8_linear_scaled, fp8_product, quantize_rows
 from mc_kernels.fp8_round import fp8_round, fp8_weights, power_of_two_scale
 
 
 class Activations(StrEnum):
-    """What has a scale of its own on the input's side.
+    """What has a scale of its own beside the weights' columns.
 
-    `rows`: every row, found while it runs (`torch._scaled_mm`). `tensor`: the whole input, known when the engine is built
-    (TensorRT's pairs of quantize and dequantize).
+    `rows`: every row of the input, found while it runs (FP8, `torch._scaled_mm`). `tensor`: the whole input, known when the
+    engine is built (FP8, TensorRT's pairs of quantize and dequantize). `blocks`: parts of the weights' columns, and inputs
+    are not rounded (INT4, TensorRT).
     """
 
     ROWS = "rows"
     TENSOR = "tensor"
+    BLOCKS = "blocks"
+
+    @property
+    def numbers(self) -> str:
+        """The numbers that weights are made of."""
+        return "INT4" if self is Activations.BLOCKS else "FP8"
+
+
+FP8_ACTIVATIONS = (Activations.ROWS, Activations.TENSOR)
+"""The kinds of FP8."""
 
 
 class Fp8Linear(nn.Module):
@@ -133,24 +146,34 @@ class Pointwise(nn.Module):
         return cells.movedim(-1, 1)
 
 
-def takes_fp8(layer: nn.Module) -> bool:
-    """Whether a layer is a matrix product of a form and of widths that FP8 is for."""
+def takes(layer: nn.Module, activations: Activations = Activations.ROWS) -> bool:
+    """Whether a layer is a matrix product of a form and of widths that FP8 or INT4 is for."""
     if isinstance(layer, nn.Linear):
-        widths = (layer.in_features, layer.out_features)
+        given, made = layer.in_features, layer.out_features
     elif isinstance(layer, nn.Conv2d):
         plain = layer.kernel_size == layer.stride == layer.dilation == (1, 1) and layer.groups == 1
         if not plain or layer.padding not in ((0, 0), "valid", "same"):
             return False
-        widths = (layer.in_channels, layer.out_channels)
+        given, made = layer.in_channels, layer.out_channels
     else:
         return False
-    return all(width % MULTIPLE == 0 for width in widths)
+    if activations is Activations.BLOCKS:
+        return int4_weights.block_of(given) is not None and made % int4_weights.MULTIPLE == 0
+    return given % MULTIPLE == 0 and made % MULTIPLE == 0
 
 
 def fp8_layer(layer: nn.Module, activations: Activations, largest: float) -> nn.Module:
-    """What stands for a layer (`takes_fp8`) in FP8; `largest` of its input's magnitudes is of use to `Activations.TENSOR`."""
+    """What stands for a layer (`takes`); `largest` of its input's magnitudes is of use to `Activations.TENSOR`."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    weight = layer.weight.flatten(1)
-    rows = activations is Activations.ROWS
-    linear = Fp8Linear(weight, layer.bias) if rows else Fp8RoundedLinear(weight, layer.bias, largest)
+    linear = _linear(layer.weight.flatten(1), layer.bias, activations, largest)
     return Pointwise(linear) if isinstance(layer, nn.Conv2d) else linear
+
+
+def _linear(weight: Tensor, bias: nn.Parameter | None, activations: Activations, largest: float) -> nn.Module:
+    match activations:
+        case Activations.ROWS:
+            return Fp8Linear(weight, bias)
+        case Activations.TENSOR:
+            return Fp8RoundedLinear(weight, bias, largest)
+        case Activations.BLOCKS:
+            return Int4Linear(weight, bias)

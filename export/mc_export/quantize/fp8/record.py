@@ -1,4 +1,4 @@
-"""The file that `mc-runtime calibrate` writes: what FP8 costs at every site of a checkpoint's programs, and what is kept."""
+"""The file that `mc-runtime calibrate` writes: what FP8 or INT4 costs at every site of its programs, and what is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MeasuredSite:
         layers: names in the program.
         work: share of the program's work in all sites.
         largest: of the input's magnitudes in calibration.
-        error: relative L2 error of the program's results with this site alone in FP8.
+        error: relative L2 error of the program's results with this site alone in FP8 or INT4.
         kept: why it stays in bfloat16; None where it does not.
     """
 
@@ -53,8 +53,8 @@ class Sensitivity:
         component: the program.
         activations: what has a scale of its own.
         loss: the largest error wanted.
-        error: of the program with all sites in FP8 that are not kept.
-        error_of_all: with every site in FP8 that does any work to speak of.
+        error: of the program with all sites changed that are not kept.
+        error_of_all: with every site changed that does any work to speak of.
         sites: in the order in which they run.
         calibrated_on: inputs that the ranges are from; the errors are from others.
     """
@@ -87,7 +87,7 @@ class Sensitivity:
     def notes(self) -> dict[str, Any]:
         """What the manifest hears of it."""
         return {
-            "fp8": {
+            self.activations.numbers.lower(): {
                 "activations": self.activations.value,
                 "loss": self.loss,
                 "error": _short(self.error),
@@ -165,7 +165,7 @@ class CalibrationRecord:
         return found
 
 
-_SCALED = {Activations.ROWS: "row", Activations.TENSOR: "tensor"}
+_SCALED = {Activations.ROWS: "row", Activations.TENSOR: "tensor", Activations.BLOCKS: "block"}
 
 
 def _short(value: float) -> float:

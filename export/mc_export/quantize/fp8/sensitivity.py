@@ -1,6 +1,6 @@
-"""What every site costs in FP8, alone, and which of them stay in bfloat16 so that the whole stays within a loss.
+"""What every site costs in FP8 or INT4, alone, and which of them stay in bfloat16 so that the whole stays within a loss.
 
-One site after another is put into FP8 while everything else computes in float32, and the program runs inputs of real requests
+One site after another is put into it while everything else computes in float32, and the program runs inputs of real requests
 that no range was taken from. Errors of sites add up like independent noise, as squares; so sites are kept in the order of their
 squared error over the work they do, as many as the squares promise to be enough, and then as many as the measured error of the
 whole asks for.
@@ -26,17 +26,28 @@ from mc_runtime.errors import EngineError
 #: Relative L2 error of an engine's results that FP8 may cost, unless another is asked for; a step's is that of its guided
 #: prediction. e4m3 keeps four significant bits, and the demo loses no picture at this (docs/fp8.md).
 LOSS = {"planner": 0.05, "step": 0.08}
+#: The same of INT4, whose blocks keep three significant bits at most.
+INT4_LOSS = {"planner": 0.08, "step": 0.10}
 
 _MEASURED_ON = 4
 _NOT_FINITE = 1e6
+_WIDTHS = {
+    "FP8": "both widths of its weights multiples of 16",
+    "INT4": "its weights' input width a multiple of 32, the other one of 16",
+}
 _LEAST_SHRINK = 0.9
 
 Tick = Callable[[int, int, str], None]
 
 
+def loss_of(component: str, activations: Activations) -> float:
+    """The error that a component may lose unless another is asked for."""
+    return (INT4_LOSS if activations is Activations.BLOCKS else LOSS)[component]
+
+
 @dataclass
 class _Probe:
-    """Runs a program with sites in FP8 and says how far its results are off."""
+    """Runs a program with sites in FP8 or INT4 and says how far its results are off."""
 
     program: Program
     feeds: Sequence[Feed]
@@ -65,16 +76,16 @@ def measure(
         With `error` within `loss`, or every site kept if nothing less is.
 
     Raises:
-        EngineError: the program has no layers that FP8 is for.
+        EngineError: the program has no layers that it is for.
     """
     component = program.component
     feeds = split(inputs, component)
     held_out = [_tensors(feed) for feed in feeds.held_out[:: -(-len(feeds.held_out) // _MEASURED_ON)]]
     calibration = [_tensors(feed) for feed in feeds.calibration]
-    sites = find_sites(program, calibration)
+    sites = find_sites(program, calibration, activations)
     if not sites:
         raise EngineError(
-            f"{component}: has no product that FP8 is for: both widths of its weights multiples of 16; build it in bf16"
+            f"{component}: has no product that {activations.numbers} is for: {_WIDTHS[activations.numbers]}; build it in bf16"
         )
     total = len(sites) + 3
     tick(1, total, component)
@@ -114,9 +125,9 @@ def choose(
     Args:
         sites: all that may be in FP8.
         errors: of each alone.
-        probe: the error of some of them in FP8 together.
+        probe: the error of some of them together.
         loss: the largest error wanted.
-        error: of all of them in FP8.
+        error: of all of them.
     """
     ranked = sorted(sites, key=lambda site: errors[site.name] ** 2 / site.work, reverse=True)
     squares = [errors[site.name] ** 2 for site in ranked]
@@ -134,7 +145,7 @@ def choose(
 
 
 def sites_of(measured: Sensitivity) -> list[Site]:
-    """The sites that are in FP8."""
+    """The sites that are in FP8 or INT4."""
     return [Site(site.layers, site.work, site.largest) for site in measured.sites if site.kept is None]
 
 

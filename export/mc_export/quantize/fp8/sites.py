@@ -1,4 +1,4 @@
-"""Where a program has matrix products that FP8 is for, found by running it."""
+"""Where a program has matrix products that FP8 or INT4 is for, found by running it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mc_export.program.base import Program
-from mc_export.quantize.fp8.layers import Activations, fp8_layer, takes_fp8
+from mc_export.quantize.fp8.layers import Activations, fp8_layer, takes
 
 Feed = Mapping[str, Tensor]
 
@@ -58,14 +58,14 @@ class _Seen:
 
 
 @torch.inference_mode()
-def find_sites(program: Program, feeds: Sequence[Feed]) -> tuple[Site, ...]:
+def find_sites(program: Program, feeds: Sequence[Feed], activations: Activations = Activations.ROWS) -> tuple[Site, ...]:
     """The program's sites in the order in which they run, with the ranges of their inputs over all feeds.
 
     A layer that no run calls as a module is none: something else reads its weights.
     """
     seen, hooks = _Seen(), []
     for name, layer in program.named_modules():
-        if takes_fp8(layer):
+        if takes(layer, activations):
             hook = lambda module, given, name=name: seen.note(name, module, given[0])  # noqa: E731
             hooks.append(layer.register_forward_pre_hook(hook))
     try:
@@ -84,7 +84,7 @@ def find_sites(program: Program, feeds: Sequence[Feed]) -> tuple[Site, ...]:
 
 
 def put_fp8(program: nn.Module, sites: Iterable[Site], activations: Activations) -> dict[str, nn.Module]:
-    """Puts FP8 layers in the place of the sites' layers; returns those that were there, by name."""
+    """Puts FP8 or INT4 layers in the place of the sites' layers; returns those that were there, by name."""
     before = {}
     for site in sites:
         for name in site.layers:
@@ -96,7 +96,7 @@ def put_fp8(program: nn.Module, sites: Iterable[Site], activations: Activations)
 
 @contextmanager
 def in_fp8(program: nn.Module, sites: Iterable[Site], activations: Activations) -> Iterator[None]:
-    """The program with these sites in FP8, for as long as the context lasts."""
+    """The program with these sites in FP8 or INT4, for as long as the context lasts."""
     before = put_fp8(program, sites, activations)
     try:
         yield

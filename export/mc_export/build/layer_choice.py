@@ -9,26 +9,30 @@ from typing import Any
 
 from mc_export.build.cache import build_entry, content_key, lookup
 from mc_export.build.calibrate import CalibrationOptions, calibrate
+from mc_export.build.options import EngineChoice
 from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import takes_programs
 from mc_export.program.base import Program
 from mc_export.quantize.fp8.apply import apply_fp8
 from mc_export.quantize.fp8.layers import Activations
 from mc_export.quantize.fp8.record import CalibrationRecord, Sensitivity
-from mc_export.quantize.fp8.sensitivity import LOSS
+from mc_export.quantize.fp8.sensitivity import loss_of
 from mc_runtime.bundle.decode import encode
+from mc_runtime.bundle.manifest import Precision
 
 _FILE = "calibration.json"
 
 
-def activations_of(target: str) -> Activations:
-    """What has a scale of its own in a target's FP8 engines."""
-    return Activations.ROWS if takes_programs(target) else Activations.TENSOR
+def activations_of(choice: EngineChoice) -> Activations:
+    """What has a scale of its own in a target's engines of a precision."""
+    if choice.precision is Precision.INT4:
+        return Activations.BLOCKS
+    return Activations.ROWS if takes_programs(choice.target) else Activations.TENSOR
 
 
 @dataclass(frozen=True)
-class Fp8Choice:
-    """Which layers of a checkpoint's engines are in FP8.
+class LayerChoice:
+    """Which layers of a checkpoint's engines are in FP8 or INT4.
 
     Attributes:
         checkpoint: an opened one.
@@ -40,23 +44,26 @@ class Fp8Choice:
     file: Path | None
     force: bool
 
-    def facts(self, component: str, target: str) -> dict[str, Any]:
+    def facts(self, component: str, choice: EngineChoice) -> dict[str, Any]:
         """What an engine depends on: the measured numbers of the file, or what they would be measured of.
 
         Raises:
             RequestError: the file is not readable, or has nothing on this engine.
         """
-        found = self._given(component, activations_of(target))
-        return {"fp8": encode(found) if found else [activations_of(target), LOSS[component], self.checkpoint.sha256]}
+        activations = activations_of(choice)
+        found = self._given(component, activations)
+        return {"layers": encode(found) if found else [activations, loss_of(component, activations), self.checkpoint.sha256]}
 
-    def apply(self, program: Program, target: str, tick: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
-        """Puts FP8 layers into a program and says what the manifest hears of it.
+    def apply(
+        self, program: Program, choice: EngineChoice, tick: Callable[[float], None] = lambda share: None
+    ) -> dict[str, Any]:
+        """Puts such layers into a program and says what the manifest hears of it.
 
         Raises:
-            EngineError: no layers can be in FP8 within the loss.
+            EngineError: no layers can be within the loss.
             RequestError: the file is of another checkpoint or program.
         """
-        component, activations = program.component, activations_of(target)
+        component, activations = program.component, activations_of(choice)
         measured = self._given(component, activations) or self._measured(component, activations, tick)
         apply_fp8(program, measured)
         return measured.notes()
@@ -68,7 +75,9 @@ class Fp8Choice:
 
     def _measured(self, component: str, activations: Activations, tick: Callable[[float], None]) -> Sensitivity:
         options = CalibrationOptions(components=(component,), activations=(activations,))
-        key = content_key({"fp8": [component, activations, LOSS[component], self.checkpoint.sha256, options.seed]})
+        key = content_key(
+            {"layers": [component, activations, loss_of(component, activations), self.checkpoint.sha256, options.seed]}
+        )
 
         def make(folder: Path) -> dict[str, Any]:
             record = calibrate(self.checkpoint, options, lambda done, total, what: tick(done / total))
