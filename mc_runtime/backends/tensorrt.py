@@ -23,7 +23,7 @@ from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.trt_context import Bound, Context, Scratch
 from mc_runtime.backends.trt_kernels import KernelCache
-from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, make_log
+from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, collecting_nothing, make_log
 from mc_runtime.backends.trt_plans import TrtPlan, choose_profile, why_invalid
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
@@ -78,6 +78,7 @@ class TensorRtBackend(PooledBackend):
                 bits = {name: int(bit) for name, bit in self.trt.EngineInvalidityDiagnostics.__members__.items()}
                 raise EngineError(f"{files[0]}: {why_invalid(int(diagnostics), bits)}")
 
+    @collecting_nothing
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
         self.check(component, files, spec)

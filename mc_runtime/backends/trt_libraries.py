@@ -4,6 +4,9 @@ asked of the library (`getattr`), here and nowhere else. Nothing is imported bef
 
 from __future__ import annotations
 
+import gc
+import threading
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -78,6 +81,37 @@ def device_bytes(engine: Any) -> int:
     """Memory that a run of an engine needs beside weights, inputs and outputs; TensorRT 11 dropped the older name."""
     size = getattr(engine, "device_memory_size_v2", None)
     return int(engine.device_memory_size if size is None else size)
+
+
+class _CollectingNothing(ContextDecorator):
+    """No garbage collection while the library works in any thread, but one before.
+
+    It calls its logger with a lock held that the end of a builder or an engine takes, too: one of those in a cycle (an error's
+    traceback makes one) that is collected inside the call waits for itself for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._was_on = True
+
+    def __enter__(self) -> None:
+        gc.collect()
+        with self._lock:
+            if not self._inside:
+                self._was_on = gc.isenabled()
+                gc.disable()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._was_on:
+                gc.enable()
+
+
+collecting_nothing = _CollectingNothing()
+"""One for the process, which has one collector."""
 
 
 def make_log(trt: Any) -> Any:

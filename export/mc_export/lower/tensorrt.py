@@ -17,7 +17,7 @@ from mc_export.lower.trt_stream import build_into
 from mc_kernels import int4_weights
 from mc_kernels.fp8_linear import CAPABILITY
 from mc_runtime.backends.cuda import load_cuda, this_gpu
-from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, TrtLibrary, make_log, network_flags
+from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, TrtLibrary, collecting_nothing, make_log, network_flags
 from mc_runtime.backends.trt_plans import Profile, profile_shapes
 from mc_runtime.bundle.manifest import Precision, Tensor
 from mc_runtime.errors import EngineError, RequestError
@@ -59,6 +59,7 @@ class PlanOrder:
     tick: Callable[[float], None] = field(default=lambda share: None)
 
 
+@collecting_nothing
 def plan_file(onnx: OnnxFile, order: PlanOrder, directory: Path) -> tuple[list[Path], dict[str, Any]]:
     """Builds a plan into `directory`.
 
