@@ -84,8 +84,9 @@ def test_nothing_of_the_step_depends_on_the_request_alone(exported: Export) -> N
     operators = exported("metacanvas", "step").onnx.operators()
     blocks = 2
     # A block: q, k, v, out, k^T v, q (k^T v), q sum(k) of the linear attention; q, out, scores, values of the cross-attention.
-    # The connector: the former 7, its projection, the 3 products of the canvas's interpolation. The model's last projection.
-    assert operators["MatMul"] == blocks * (7 + 4) + 7 + 1 + 3 + 1
+    # The connector: the former 7, its projection, the 2 products of the canvas's interpolation, for a picture has rows and
+    # columns and no frames. The model's last projection.
+    assert operators["MatMul"] == blocks * (7 + 4) + 7 + 1 + 2 + 1
     assert operators["Gemm"] == 2 * 3, "timestep embeddings of backbone and connector"
     assert operators["LayerNormalization"] == 2 * blocks + 2 + 1
     assert operators["Softmax"] == blocks
