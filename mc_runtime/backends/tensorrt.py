@@ -55,7 +55,8 @@ class TensorRtBackend(PooledBackend):
                 "machine with one, or build the bundle for another target"
             )
         self.log = make_log(self.trt)
-        self.runtime = self.trt.Runtime(self.log)
+        with collecting_nothing:
+            self.runtime = self.trt.Runtime(self.log)
         self.stream = Stream(self._cuda)
         self._side = Stream(self._cuda)
         self._capturing = threading.Lock()

@@ -86,7 +86,9 @@ class Runtime:
 
     def warm_up(self) -> None:
         """Load every engine that a request needs now, ready for the default size where a prompt is all it takes."""
-        for component in self.manifest.required_components():
+        required = self.manifest.required_components()
+        self._engines.start(dict.fromkeys(required))  # side by side
+        for component in required:
             self._engines.get(component)
         request = default_request(self.manifest, prompt="")
         if request is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,6 +173,48 @@ def test_another_signature_is_refused(tmp_path: Path) -> None:
     other = Tensor(name="z", dtype="float32", shape=("B", 4))
     with pytest.raises(EngineError, match=r"the network has \['y'\] where \['z'\] were asked for"):
         plan_file(graph, small_order(outputs=(other,)), tmp_path)
+
+
+BUILDER_IN_A_CYCLE = """
+import gc
+import sys
+from pathlib import Path
+from mc_export.lower import tensorrt
+from mc_export.lower.onnx import OnnxFile
+from tests.export.test_tensorrt import small_order
+
+make_log = tensorrt.make_log
+
+
+def collecting_log(trt):
+    log = make_log(trt)
+
+    class Log(type(log)):
+        def log(self, severity, message):
+            gc.collect(0)
+
+    return Log()
+
+
+tensorrt.make_log = collecting_log
+folder = Path(sys.argv[1])
+library = tensorrt.TRT_LIBRARIES["tensorrt-rtx"].load()
+log = make_log(library)
+gc.disable()
+cycle = [library.Builder(log)]
+cycle.append(cycle)
+del cycle
+tensorrt.plan_file(OnnxFile.at(folder / "step.onnx"), small_order(), folder)
+"""
+
+
+def test_a_builder_that_an_error_left_behind_does_not_block_the_next_one(tmp_path: Path) -> None:
+    """Collected while the library logs, it would wait for the lock that this holds; so all of it is in a process that can be
+    ended."""
+    graph_of(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"], name="product"))
+    command = [sys.executable, "-c", BUILDER_IN_A_CYCLE, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120)
+    assert (tmp_path / "step.engine").stat().st_size > 0
 
 
 class _Stop(BaseException):

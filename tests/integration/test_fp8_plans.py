@@ -8,18 +8,13 @@ import pytest
 
 from mc_export.backbones.registry import BACKBONES
 from mc_export.build import BuildOptions, build_bundle
-from mc_export.build.calibrate import program_of
-from mc_export.build.layer_choice import LayerChoice
 from mc_export.build.options import EngineChoice
-from mc_export.build.plan import PlanWishes, make_plan
 from mc_export.build.verify import TOLERANCE, tolerance_of
-from mc_export.checkpoint import load_checkpoint
-from mc_export.program.base import Program
-from mc_export.quantize.calibration import calibration_inputs
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.bundle.store import open_bundle
 from mc_runtime.errors import RequestError
 from tests.factories import tiny_metacanvas_checkpoint
+from tests.integration.layer_plans import planner_plan
 from tests.tiny_backbones import tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
@@ -28,25 +23,8 @@ CHOICE = EngineChoice("tensorrt-rtx", Precision.FP8)
 
 
 def test_a_planner_builds_in_fp8(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(tiny_metacanvas_checkpoint(tmp_path / "checkpoint", seed=31, layers=1))
-    inputs = calibration_inputs(checkpoint, "planner")
-    layers = LayerChoice(checkpoint, None, force=False)
-
-    def to_layers(program: Program) -> dict[str, object]:
-        return layers.apply(program, CHOICE)
-
-    engine = make_plan(
-        lambda: program_of(checkpoint, "planner", inputs), CHOICE, tmp_path, PlanWishes({}, capabilities=("8.9", "12.0")),
-        enter=lambda state: None, tick=lambda share: None, calibrate=lambda component: inputs, to_layers=to_layers,
-    )  # fmt: skip
-    assert (tmp_path / engine.files[0]).stat().st_size == engine.options["gpu_bytes"] > 0
-    assert engine.options["capabilities"] == ["8.9", "12.0"]
-    notes = engine.options["fp8"]
+    engine, notes = planner_plan(tmp_path, CHOICE, ("8.9", "12.0"))
     assert notes["activations"] == "tensor"
-    assert notes["error"] <= notes["loss"]
-    assert engine.error is not None
-    assert engine.error.of == "graph"
-    assert 0.2 * notes["error"] < engine.error.relative_l2 <= tolerance_of(engine)
     assert tolerance_of(engine) < 2 * (notes["loss"] + TOLERANCE[Precision.BF16])
 
 

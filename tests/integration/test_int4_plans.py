@@ -8,23 +8,18 @@ import onnx
 import pytest
 
 from mc_export.build import BuildOptions, build_bundle
-from mc_export.build.calibrate import program_of
-from mc_export.build.layer_choice import LayerChoice
 from mc_export.build.options import EngineChoice
-from mc_export.build.plan import PlanWishes, make_plan
-from mc_export.build.verify import tolerance_of
-from mc_export.checkpoint import load_checkpoint
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.lower.onnx import BF16_OPSET, onnx_from_program
 from mc_export.lower.tensorrt import PlanOrder, capabilities_for, plan_file
 from mc_export.lower.trt_profiles import profiles_of
 from mc_export.program.export import export_program
-from mc_export.quantize.calibration import calibration_inputs
 from mc_export.quantize.fp8.layers import Activations
 from mc_export.quantize.fp8.sites import find_sites, put_fp8
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import RequestError
 from tests.factories import tiny_metacanvas_checkpoint
+from tests.integration.layer_plans import planner_plan
 from tests.tiny_steps import KINDS, sizes_for, tiny_step
 
 pytest.importorskip("tensorrt_rtx")
@@ -33,23 +28,9 @@ CHOICE = EngineChoice("tensorrt-rtx", Precision.INT4)
 
 
 def test_a_planner_builds_in_int4(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(tiny_metacanvas_checkpoint(tmp_path / "checkpoint", seed=31, layers=1))
-    inputs = calibration_inputs(checkpoint, "planner")
-    layers = LayerChoice(checkpoint, None, force=False)
-    engine = make_plan(
-        lambda: program_of(checkpoint, "planner", inputs), CHOICE, tmp_path, PlanWishes({}, capabilities=("8.0", "12.0")),
-        enter=lambda state: None, tick=lambda share: None, calibrate=lambda component: inputs,
-        to_layers=lambda program: layers.apply(program, CHOICE),
-    )  # fmt: skip
-    assert (tmp_path / engine.files[0]).stat().st_size == engine.options["gpu_bytes"] > 0
-    assert engine.options["capabilities"] == ["8.0", "12.0"]
-    notes = engine.options["int4"]
+    _, notes = planner_plan(tmp_path, CHOICE, ("8.0", "12.0"))
     assert notes["activations"] == "blocks"
-    assert notes["error"] <= notes["loss"]
     assert notes["kept_work"] < 0.9
-    assert engine.error is not None
-    assert engine.error.of == "graph"
-    assert 0.2 * notes["error"] < engine.error.relative_l2 <= tolerance_of(engine)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.BF16])

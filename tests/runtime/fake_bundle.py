@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mc_runtime.bundle.arrays import save_arrays
@@ -41,6 +40,7 @@ from mc_runtime.bundle.manifest import (
 )
 from mc_runtime.bundle.store import describe_files, write_manifest
 from mc_runtime.sampling.tables import SamplerTable, StepTable
+from tests.runtime.fake_graph import Graph
 
 CHANNELS, SCALE, MAX_STEPS, ORDER = 4, 8, 10, 2
 CONTEXT = np.array([0.5, -1.0, 2.0], np.float32)
@@ -161,50 +161,7 @@ def _mean_of(branch: Any) -> float:
     return float(context + (0 if branch.canvas is None else branch.canvas.astype(np.float64).mean()))
 
 
-class _Graph:
-    """Nodes, constants and the signature of a small graph."""
-
-    def __init__(self, inputs: dict[str, tuple[str, tuple[Any, ...]]], outputs: dict[str, tuple[Any, ...]]) -> None:
-        self.inputs = [Tensor(name=name, dtype=dtype, shape=shape) for name, (dtype, shape) in inputs.items()]
-        self.outputs = [Tensor(name=name, dtype="float32", shape=shape) for name, shape in outputs.items()]
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def const(self, value: Any, dtype: type = np.float32) -> str:
-        name = f"const{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
-        return name
-
-    def op(self, kind: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
-        output = to or f"value{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
-        return output
-
-    def float(self, name: str) -> str:
-        output = f"value{len(self.nodes)}"
-        self.nodes.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
-        return output
-
-    def grown(self, name: str, *axes: int) -> str:
-        return self.op("Unsqueeze", name, self.const(axes, np.int64))
-
-    def mean(self, name: str, *axes: int) -> str:
-        return self.op("ReduceMean", name, self.const(axes, np.int64), keepdims=0)
-
-    def sum(self, name: str, *axes: int) -> str:
-        return self.op("ReduceSum", name, self.const(axes, np.int64), keepdims=0)
-
-    def model(self, fixed: dict[str, int]) -> onnx.ModelProto:
-        types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-        values = [
-            [helper.make_tensor_value_info(t.name, types[t.dtype], [fixed.get(d, d) for d in t.shape]) for t in side]
-            for side in (self.inputs, self.outputs)
-        ]
-        graph = helper.make_graph(self.nodes, "fake", *values, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def _engine(folder: Path, name: str, target: str, graph: _Graph, fixed: dict[str, int]) -> Engine:
+def _engine(folder: Path, name: str, target: str, graph: Graph, fixed: dict[str, int]) -> Engine:
     (folder / name).mkdir(exist_ok=True)
     onnx.save(graph.model(fixed), folder / name / "model.onnx")
     sides = [
@@ -214,8 +171,8 @@ def _engine(folder: Path, name: str, target: str, graph: _Graph, fixed: dict[str
     return Engine(target=target, precision=Precision.FP32, files=(f"{name}/model.onnx",), inputs=sides[0], outputs=sides[1])
 
 
-def _planner() -> _Graph:
-    g = _Graph(
+def _planner() -> Graph:
+    g = Graph(
         {
             "input_ids": ("int64", ("B", "L")),
             "attention_mask": ("int64", ("B", "L")),
@@ -233,15 +190,15 @@ def _planner() -> _Graph:
     return g
 
 
-def _text_encoder() -> _Graph:
+def _text_encoder() -> Graph:
     inputs = {"input_ids": ("int64", ("B", "L")), "attention_mask": ("int64", ("B", "L")), "select": ("int64", ("S",))}
-    g = _Graph(inputs, {"context": ("B", "S", len(CONTEXT))})
+    g = Graph(inputs, {"context": ("B", "S", len(CONTEXT))})
     ids = g.op("Mul", g.float("input_ids"), g.float("attention_mask"))
     g.op("Mul", g.grown(g.op("Gather", ids, "select", axis=1), 2), g.const(CONTEXT), to="context")
     return g
 
 
-def _step(canvas: bool, nan_below: float | None) -> _Graph:
+def _step(canvas: bool, nan_below: float | None) -> Graph:
     inputs: dict[str, Any] = {
         "sample": ("float32", B_H_W),
         "history": ("float32", ("B", 2, CHANNELS, "H", "W")),
@@ -253,7 +210,7 @@ def _step(canvas: bool, nan_below: float | None) -> _Graph:
     }
     if canvas:
         inputs["canvas"] = ("float32", ("B", "G", *GRID, len(CANVAS)))
-    g = _Graph(inputs, {"next_sample": B_H_W, "next_history": ("B", 2, CHANNELS, "H", "W")})
+    g = Graph(inputs, {"next_sample": B_H_W, "next_history": ("B", 2, CHANNELS, "H", "W")})
     number = [g.grown(g.op("Gather", "coefficients", g.const(i, np.int64), axis=1), 1, 2, 3) for i in range(5)]
     mask = g.float("context_mask")
     told = g.op("Div", g.sum(g.op("Mul", g.mean("context", 3), mask), 2), g.sum(mask, 2))
@@ -277,7 +234,7 @@ def _step(canvas: bool, nan_below: float | None) -> _Graph:
     return g
 
 
-def _adapted(g: _Graph, layer: str, rank: int, output: str) -> LoraGroup:
+def _adapted(g: Graph, layer: str, rank: int, output: str) -> LoraGroup:
     """Takes an adapter of one layer, 3 wide and 2 high, and adds the sum of its numbers to an output."""
     group = LoraGroup(layers=(layer,), rank=rank, in_features=3, out_features=2)
     for name, shape in zip(("lora_down_0", "lora_up_0"), (group.down_shape, group.up_shape), strict=True):
@@ -288,8 +245,8 @@ def _adapted(g: _Graph, layer: str, rank: int, output: str) -> LoraGroup:
     return group
 
 
-def _decoder() -> _Graph:
-    g = _Graph({"latents": ("float32", B_H_W)}, {"pixels": ("B", "h", "w", 3)})
+def _decoder() -> Graph:
+    g = Graph({"latents": ("float32", B_H_W)}, {"pixels": ("B", "h", "w", 3)})
     three = g.op("Gather", "latents", g.const([0, 1, 2], np.int64), axis=1)
     large = g.op("Resize", three, "", g.const([1, 1, SCALE, SCALE]), mode="nearest")
     g.op("Transpose", g.op("Sigmoid", large), perm=[0, 2, 3, 1], to="pixels")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from mc_export.lower.onnx import EXTERNAL_DATA_THRESHOLD
 from mc_export.quantize.pointwise import drop_unused_weights, pointwise_to_products, transpose_weights_once
 from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import Layer, Outputs, choose_kept, relative_error
+from mc_export.quiet import quiet
 from mc_runtime.bundle.atomic import full_disk_is_said
 
 KINDS = ("MatMul", "Gemm", "Conv")
@@ -143,7 +142,7 @@ def _quantize_convolutions(plain: Path, path: Path, names: Sequence[str], calibr
     if not names:
         save_graph(onnx.load(plain), path)
         return
-    with quietly():
+    with quiet("root"):  # advice on preparations that are made here
         quantize_static(
             str(plain),
             str(path),
@@ -164,7 +163,7 @@ def _quantize_products(plain: Path, path: Path, names: Sequence[str]) -> None:
     if not names:
         save_graph(onnx.load(plain), path)
         return
-    with quietly():
+    with quiet("root"):  # advice on preparations that are made here
         quantize_dynamic(
             str(plain),
             str(path),
@@ -278,15 +277,3 @@ def _session(path: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silences the quantizer's advice on preparations that this module makes itself."""
-    logger = logging.getLogger()
-    level = logger.level
-    try:
-        logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        logger.setLevel(level)

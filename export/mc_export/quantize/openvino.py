@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -17,6 +16,7 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from mc_export.lower import Calibration
 from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import Layer, Outputs, Selection, choose_kept, relative_error
+from mc_export.quiet import quiet
 
 _KINDS = frozenset({"MatMul", "Convolution"})
 _PASSED_THROUGH = frozenset({"Convert", "Transpose", "Reshape", "Unsqueeze"})
@@ -189,12 +189,10 @@ def _outputs(model: Any, feeds: Calibration, hint: str) -> list[Outputs]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps NNCF's notes and progress bars off the terminal, where ours are."""
-    logger, console = logging.getLogger("nncf"), rich.get_console()
-    level, quiet = logger.level, console.quiet
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
     try:
-        logger.setLevel(logging.ERROR)
-        console.quiet = True
-        yield
+        with quiet("nncf"):
+            yield
     finally:
-        logger.setLevel(level)
-        console.quiet = quiet
+        console.quiet = before

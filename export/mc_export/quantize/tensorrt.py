@@ -21,12 +21,12 @@ from mc_export.quantize.onnxruntime import (
     is_large,
     outputs_of,
     quantizable_layers,
-    quietly,
     save_graph,
     with_kept,
 )
 from mc_export.quantize.policy import GATE, described, split
 from mc_export.quantize.sensitivity import choose_kept, relative_error
+from mc_export.quiet import quiet
 from mc_runtime.bundle.atomic import full_disk_is_said
 
 # Outputs stay float: what reads them rounds them itself where it is quantized. Biases too: TensorRT adds them in float32.
@@ -65,7 +65,7 @@ def quantize_tensorrt(onnx_path: Path, out_path: Path, inputs: Calibration, comp
         save_graph(model, plain)
         layers = quantizable_layers(model, scratch, feeds.held_out[0])
         references = outputs_of(plain, feeds.held_out)
-        with quietly():
+        with quiet("root"):  # advice on preparations that are made here
             quantize_static(
                 str(plain),
                 str(full),
