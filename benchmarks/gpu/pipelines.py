@@ -212,7 +212,9 @@ class Ours:
     def plan(self, request: Request, seed: int) -> Branch:
         """One branch by the planner's engine."""
         prompt = {name: tensor.numpy() for name, tensor in request.prompt(seed).items()}
-        found = {name: array[0] for name, array in self.engines["planner"].run(prompt, EngineClock()).items()}
+        found: dict[str, Any] = {
+            name: array[0] for name, array in self.engines["planner"].run_keeping(["context"], prompt, EngineClock()).items()
+        }
         return Branch(found["context"], prompt["attention_mask"][0], found["canvas"], found.get("pooled"))
 
     def batch(self, request: Request, branches: list[Branch], schedule: Schedule) -> StepBatch:

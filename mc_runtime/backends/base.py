@@ -8,7 +8,7 @@ and then only calls `run` on the bound calls: nothing is allocated, copied or lo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from mc_runtime.backends.resident import Resident
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
 from mc_runtime.errors import EngineError, RequestError
@@ -91,6 +92,10 @@ class Backend(ABC):
     asks_every_step: ClassVar[bool] = True
     """Whether a loop asks after every step if its latents are finite; where the answer would stop the device, it asks after
     the last one, whose latents have every NaN of the steps before."""
+    keeps: ClassVar[bool] = False
+    """Whether what one engine gives another stays on the device (`Resident`), where `rows` takes it."""
+    looks_there: ClassVar[bool] = False
+    """Whether `is_finite` looks at a buffer where it is, and only the answer comes to the host."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.device is not None and settings.device not in self.devices:
@@ -119,6 +124,13 @@ class Backend(ABC):
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
         """A buffer with unspecified contents."""
+
+    def rows(self, pieces: Sequence[Array | Resident], shape: tuple[int, ...]) -> Buffer:
+        """A buffer f32 `[..., L, D]` with the next piece `[l, D]` at each of its leading indices, and zeros behind its rows."""
+        whole = np.zeros(shape, np.float32)
+        for place, piece in zip(whole.reshape(-1, *shape[-2:]), pieces, strict=True):
+            place[: len(piece)] = piece
+        return self.to_device(whole)
 
     @abstractmethod
     def write(self, buffer: Buffer, array: Array) -> None:

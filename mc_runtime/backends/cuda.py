@@ -110,16 +110,20 @@ class Stream:
         """Memory for a tensor."""
         return Memory(self._cuda, prod(shape) * np.dtype(dtype).itemsize)
 
-    def upload(self, memory: Memory, array: Array) -> None:
-        """Copy a contiguous array to the GPU, in the order of the launches; the array may change as soon as this returns:
-        CUDA has pageable memory copied out of the way by then."""
+    def upload(self, memory: Memory, array: Array, at: int = 0) -> None:
+        """Copy a contiguous array to the GPU, to byte `at` of a piece of memory, in the order of the launches; the array may
+        change as soon as this returns: CUDA has pageable memory copied out of the way by then."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        check(self._cuda, self._cuda.cudaMemcpyAsync(memory.address, array.ctypes.data, array.nbytes, kind, self._handle))
+        check(self._cuda, self._cuda.cudaMemcpyAsync(memory.address + at, array.ctypes.data, array.nbytes, kind, self._handle))
 
-    def copy(self, target: Memory, source: Memory, size: int, offset: int = 0) -> None:
-        """Copy bytes on the GPU, from `offset` on, in the order of the launches."""
+    def copy(self, target: Memory, source: Memory, size: int, offset: int = 0, at: int = 0) -> None:
+        """Copy bytes on the GPU, from `offset` on to `at`, in the order of the launches."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        check(self._cuda, self._cuda.cudaMemcpyAsync(target.address, source.address + offset, size, kind, self._handle))
+        check(self._cuda, self._cuda.cudaMemcpyAsync(target.address + at, source.address + offset, size, kind, self._handle))
+
+    def clear(self, memory: Memory) -> None:
+        """Zeros in a whole piece of memory, in the order of the launches."""
+        check(self._cuda, self._cuda.cudaMemsetAsync(memory.address, 0, memory.size, self._handle))
 
     def download(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """The numbers after all launches so far."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from mc_runtime.backends.cuda_graphs import GraphCache, Launches, graph_key, in_
 from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import Gpu, check_gpu, check_run, check_weights, gpu_mend
 from mc_runtime.backends.packages import METADATA_KEY, Package, check_shapes, signature_described
+from mc_runtime.backends.resident import Resident
 from mc_runtime.bundle.dimensions import extents_in
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.manifest import Tensor
@@ -51,6 +52,8 @@ class InductorCudaBackend(PooledBackend):
 
     name = "inductor-cuda"
     ahead = 1  # the GPU has its next step while the host hears of the last one
+    keeps = True
+    looks_there = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -88,8 +91,19 @@ class InductorCudaBackend(PooledBackend):
         """See `Backend.write`; in the order of the launches, so a run under way still reads what was there."""
         if array.shape != buffer.shape:
             array = np.broadcast_to(array, buffer.shape)
-        # Copied on the host only where it must be: what SANA's cross-attention reads is hundreds of megabytes.
-        buffer.native.copy_(torch.from_numpy(np.require(array, buffer.dtype, ["C", "W"])))
+        buffer.native.copy_(_on_the_host(array, buffer.dtype))
+
+    def rows(self, pieces: Sequence[Array | Resident], shape: tuple[int, ...]) -> Buffer:
+        """See `Backend.rows`; pieces that are on this GPU are copied there, in the order of the launches."""
+        buffer = self.empty(shape)
+        for place, piece in zip(buffer.native.view(-1, *shape[-2:]), pieces, strict=True):
+            if isinstance(piece, Resident) and piece.backend is self:
+                numbers = piece.buffer.native.reshape(-1)[piece.start : piece.start + piece.size].view(piece.shape)
+            else:
+                numbers = _on_the_host(np.asarray(piece), buffer.dtype)
+            place[: len(piece)].copy_(numbers)
+            place[len(piece) :] = 0
+        return buffer
 
     def table(self, rows: Array) -> Buffer:
         """See `Backend.table`; on the GPU."""
@@ -213,6 +227,11 @@ class _GraphCall(Call):
         results = self._engine.compute([buffer.native for buffer in self._inputs])
         for buffer, result in zip(self._outputs, results, strict=True):
             buffer.native.copy_(result)
+
+
+def _on_the_host(array: Array, dtype: np.dtype[Any]) -> Any:
+    """The array as torch's; copied only where it must be."""
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
 
 
 def _aligned(tensor: Any) -> Any:

@@ -77,7 +77,7 @@ class OnnxRuntimeCudaBackend(PooledBackend):
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`."""
-        buffer.native.update_inplace(np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C"))
+        buffer.native.update_inplace(np.require(np.broadcast_to(array, buffer.shape), buffer.dtype, ["C"]))
 
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy."""

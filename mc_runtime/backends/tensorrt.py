@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -21,6 +21,7 @@ from mc_runtime.backends.cuda import Landing, Memory, Stream, load_cuda, this_gp
 from mc_runtime.backends.cuda_graphs import graph_key, in_order
 from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import gpu_mend
+from mc_runtime.backends.resident import Resident
 from mc_runtime.backends.trt_context import Bound, Context, Scratch
 from mc_runtime.backends.trt_kernels import KernelCache
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES, collecting_nothing, make_log
@@ -42,6 +43,7 @@ class TensorRtBackend(PooledBackend):
 
     name: ClassVar[str] = "tensorrt"
     ahead = 1  # the GPU has its next step while the host hears of the last one
+    keeps = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -92,6 +94,19 @@ class TensorRtBackend(PooledBackend):
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the runs, so one under way still reads what was there."""
         self.stream.upload(buffer.native, np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C"))
+
+    def rows(self, pieces: Sequence[Array | Resident], shape: tuple[int, ...]) -> Buffer:
+        """See `Backend.rows`; pieces that are on this GPU are copied there, in the order of the runs."""
+        buffer = self.empty(shape)
+        self.stream.clear(buffer.native)
+        width = buffer.dtype.itemsize
+        for index, piece in enumerate(pieces):
+            at = index * prod(shape[-2:]) * width
+            if isinstance(piece, Resident) and piece.backend is self:
+                self.stream.copy(buffer.native, piece.buffer.native, piece.nbytes, piece.start * width, at)
+            else:
+                self.stream.upload(buffer.native, np.require(piece, buffer.dtype, ["C"]), at)
+        return buffer
 
     def table(self, rows: Array) -> Buffer:
         """See `Backend.table`; on the GPU."""

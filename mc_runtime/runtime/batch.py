@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mc_runtime.backends.base import Array, Shapes
+from mc_runtime.backends.resident import Resident
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.errors import BundleError, EngineError
 from mc_runtime.runtime.engines import fixed, padded
@@ -19,19 +20,29 @@ _CONTEXT_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """An array `[..., L, D]` that is not put together yet: one piece `[l, D]`, `l <= L`, for each of its leading indices."""
+
+    pieces: Sequence[Array | Resident]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class StepBatch:
     """What one run of the step engine works on: B images, G guidance branches.
 
     Attributes:
         sample: f32 `[B, C, (T,) H, W]`, the noise, scaled as the sampler wants it.
         history: f32 `[B, K, C, (T,) H, W]`, zeros; None where the sampler looks at one sample only.
-        constant: what no step changes: `guidance` f32 `[B, G]` (or `[B, G, T]`), `context` f32 `[B, G, L, D_ctx]`,
-            `context_mask` i64 `[B, G, L]`, for MetaCanvas `canvas` f32 `[B, G, t, h, w, D_b]`, and the backbone's conditions.
+        context: f32 `[B, G, L, D_ctx]`, by rows of every branch of every image.
+        constant: what else no step changes: `guidance` f32 `[B, G]` (or `[B, G, T]`), `context_mask` i64 `[B, G, L]`, for
+            MetaCanvas `canvas` f32 `[B, G, t, h, w, D_b]`, and the backbone's conditions.
         images: how many of the B images are asked for; the rest fill up an engine of a fixed batch.
     """
 
     sample: Array
     history: Array | None
+    context: Rows
     constant: Mapping[str, Array]
     images: int
 
@@ -62,9 +73,10 @@ def step_batch(
     sample = np.concatenate([noise, *[noise[-1:]] * (count - images)])
     constant = {
         "guidance": np.repeat(padded(weights, 0, branch_count)[None], count, axis=0),
-        "context": _stacked([[padded(branch.context, 0, length) for branch in image] for image in rows]),
         "context_mask": _stacked([[padded(branch.context_mask, 0, length) for branch in image] for image in rows]),
     }
+    contexts = [branch.context for image in rows for branch in image]
+    context = Rows(contexts, (count, branch_count, length, *contexts[0].shape[1:]))
     canvases = [[branch.canvas for branch in image if branch.canvas is not None] for image in rows]
     if spec.input("canvas"):
         constant["canvas"] = _stacked(canvases)
@@ -78,7 +90,7 @@ def step_batch(
         constant[name] = whole
     kept = fixed(spec, "history", 1)
     history = np.zeros((count, kept, *sample.shape[1:]), np.float32) if kept else None
-    return StepBatch(sample, history, constant, images)
+    return StepBatch(sample, history, context, constant, images)
 
 
 def guidance_dimension(spec: EngineSpec) -> tuple[int | str, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from mc_runtime.backends.base import Array, Backend, Engine, Settings, Shapes
+from mc_runtime.backends.base import Array, Backend, Engine, Settings, Shapes, all_finite
 from mc_runtime.backends.registry import create_backend
+from mc_runtime.backends.resident import Resident
 from mc_runtime.bundle.manifest import Engine as EngineSpec
 from mc_runtime.bundle.store import Bundle
 from mc_runtime.errors import BundleError, EngineError
@@ -27,23 +28,41 @@ class LoadedEngine:
 
     def run(self, arrays: Mapping[str, Array], clock: EngineClock) -> dict[str, Array]:
         """Run once on host arrays and give host arrays back. Raises EngineError, also for numbers that are not finite."""
+        return {name: np.asarray(found) for name, found in self.run_keeping((), arrays, clock).items()}
+
+    def run_keeping(
+        self, kept: Collection[str], arrays: Mapping[str, Array], clock: EngineClock
+    ) -> dict[str, Array | Resident]:
+        """Run once on host arrays; outputs of the names `kept` stay on the device where its backend keeps them.
+
+        Raises EngineError, also for numbers that are not finite, but for those that only the host could look at and that do
+        not come there: the step that takes them finds its latents not to be finite.
+        """
         inputs = {tensor.name: self.backend.to_device(arrays[tensor.name]) for tensor in self.spec.inputs}
         with clock:
             outputs = self.engine.run(inputs)
-        found = {name: self.backend.to_host(buffer) for name, buffer in outputs.items()}
+        found = {
+            name: Resident(self.backend, buffer) if self.backend.keeps and name in kept else self.backend.to_host(buffer)
+            for name, buffer in outputs.items()
+        }
         for tensor in self.spec.outputs:
             if not fits(tensor.shape, found[tensor.name].shape):
                 raise EngineError(
                     f"{self.engine.name} engine: its output {tensor.name} has the shape {list(found[tensor.name].shape)} where "
                     f"the manifest says {list(tensor.shape)}; build the bundle again with `mc-runtime build`"
                 )
-        for name, buffer in outputs.items():
-            if not self.backend.is_finite(buffer):
+        for name, result in found.items():
+            if not self._is_finite(result):
                 mend = f"rebuild it in another precision than {self.spec.precision.value}"
                 if self.spec.lora:
                     mend = f"lower the scales of the LoRAs, or {mend}"
                 raise EngineError(f"{self.engine.name} engine: its output {name} is not finite; {mend}")
         return found
+
+    def _is_finite(self, result: Array | Resident) -> bool:
+        if isinstance(result, Resident):
+            return not self.backend.looks_there or self.backend.is_finite(result.buffer)
+        return all_finite(result)
 
 
 class Engines:

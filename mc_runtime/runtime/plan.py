@@ -17,19 +17,22 @@ from mc_runtime.lora import PLAIN, ActiveLora
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mc_runtime.backends.resident import Resident
+
 
 @dataclass(frozen=True, eq=False)
 class Branch:
     """What one guidance branch tells the step engine.
 
     Attributes:
-        context: f32 `[L, D_ctx]`, the rows that cross-attention reads, without padding at the end.
+        context: f32 `[L, D_ctx]`, the rows that cross-attention reads, without padding at the end; on a GPU where the planner
+            left them there, and by `np.asarray` on the host.
         context_mask: i64 `[L]`, 1 where a row counts.
         canvas: f32 `[t, h, w, D_b]`, the layout the planner drew; None for a stock pipeline.
         pooled: f32 `[P]`, for a backbone that takes a vector beside its context.
     """
 
-    context: NDArray[np.float32]
+    context: NDArray[np.float32] | Resident
     context_mask: NDArray[np.int64]
     canvas: NDArray[np.float32] | None
     pooled: NDArray[np.float32] | None = None

@@ -7,11 +7,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mc_runtime.backends.base import Array
+from mc_runtime.backends.resident import Resident
 from mc_runtime.bundle.arrays import load_arrays
 from mc_runtime.bundle.manifest import Component
 from mc_runtime.bundle.manifest import Engine as EngineSpec
@@ -27,6 +29,8 @@ from mc_runtime.runtime.plan import Branch, ContentCache
 from mc_runtime.runtime.work import EngineClock
 
 CACHE_BYTES = 256 * 2**20
+_KEPT = ("context",)
+"""Outputs that only a step reads; keys and values for all blocks may be hundreds of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class EncodedPrompt:
 class _Outputs:
     """What an engine gave for one text, as the cache keeps it."""
 
-    arrays: dict[str, Array]
+    arrays: dict[str, Any]  # arrays, or Residents
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +162,7 @@ class Planning:
             np.zeros(fixed(step, "pooled", 2) or 0, np.float32) if pooled else None,
         )
 
-    def _embedded(self, prompt: EncodedPrompt, clock: EngineClock) -> dict[str, Array]:
+    def _embedded(self, prompt: EncodedPrompt, clock: EngineClock) -> dict[str, Any]:
         """What the image encoder makes of a prompt's picture, kept by content."""
         picture, lora = prompt.picture, prompt.lora
         assert picture is not None, "the request's task gives a picture"
@@ -169,7 +173,7 @@ class Planning:
         inputs = {"pixels": rows, **lora.of("image_encoder")}
 
         def run() -> _Outputs:
-            return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+            return _Outputs(_one(engine, inputs, clock))
 
         outputs: _Outputs = self._cache.get_or_make(key, run)
         return outputs.arrays
@@ -189,7 +193,7 @@ class Planning:
 
     def _outputs(
         self, component: Component, prompt: EncodedPrompt, grid: tuple[int, int, int] | None, clock: EngineClock
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """Outputs without the batch dimension, from the cache where this content was seen before."""
         encoded = prompt.by_engine[component]
         content: Hashable = tuple((text.input_ids.tobytes(), text.select.tobytes()) for text in encoded)
@@ -212,7 +216,7 @@ class Planning:
             assert isinstance(width, int)
             # An engine has no empty inputs: a text alone has one row that no token asks for.
             inputs["vision"] = self._vision(prompt.seen, clock) if prompt.seen else np.zeros((1, width), np.float32)
-        return _Outputs({name: np.array(array[0]) for name, array in engine.run(inputs, clock).items()})
+        return _Outputs(_one(engine, inputs, clock))
 
     def _vision(self, seen: Sequence[Seen], clock: EngineClock) -> Array:
         """Embeddings f32 `[n, D]` of pictures and clips in the order of their tokens; each is run alone and kept by content."""
@@ -226,6 +230,12 @@ class Planning:
 
         kept = [self._cache.get_or_make((self._bundle.digest, "vision", one.digest), partial(run, one)) for one in seen]
         return np.concatenate([outputs.arrays["vision"] for outputs in kept])
+
+
+def _one(engine: LoadedEngine, inputs: Mapping[str, Array], clock: EngineClock) -> dict[str, Array | Resident]:
+    """The first of a batch's outputs, each in memory of its own; the context stays on the device where it can."""
+    outputs = engine.run_keeping(_KEPT, inputs, clock)
+    return {name: array[0] if isinstance(array, Resident) else np.array(array[0]) for name, array in outputs.items()}
 
 
 def _empty_plan(path: Path, step: EngineSpec) -> dict[str, Array]:

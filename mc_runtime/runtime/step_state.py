@@ -32,6 +32,7 @@ class StepState:
         ]
         self._samples = self._pair(batch.sample)
         self._constant = {name: self._backend.to_device(array) for name, array in batch.constant.items()}
+        self._constant["context"] = self._backend.rows(batch.context.pieces, batch.context.shape)
         self._constant |= {name: now for name, (now, _) in zip(("timestep", "coefficients"), self._scalars, strict=True)}
         self._swapped = [("sample", "next_sample", self._samples)]
         if batch.history is not None:

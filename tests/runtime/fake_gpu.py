@@ -86,6 +86,12 @@ class FakeCuda:
             self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
         return (SUCCESS,)
 
+    def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[int]:  # noqa: N802
+        start = max(base for base in self.memory if base <= target)
+        assert target + size <= start + self.memory[start].nbytes, "past the end"
+        self.enqueue(stream, lambda: ctypes.memset(target, value, size))
+        return (SUCCESS,)
+
     def cudaMallocHost(self, size: int) -> tuple[int, int]:  # noqa: N802
         array = np.full(size, 0xCD, np.uint8)
         self.pinned[array.ctypes.data] = array

@@ -14,7 +14,7 @@ import pytest
 from mc_runtime.backends.base import Array, Backend, Buffer, Call, Engine, Settings
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import Cancelled, EngineError
-from mc_runtime.runtime.batch import StepBatch
+from mc_runtime.runtime.batch import Rows, StepBatch
 from mc_runtime.runtime.denoise import denoise
 from mc_runtime.runtime.engines import LoadedEngine
 from mc_runtime.runtime.work import EngineClock
@@ -131,7 +131,8 @@ def run(ahead: int, watch: Watch, timesteps: list[float] | None = None) -> tuple
     numbers = np.array(timesteps or [5.0, 4, 3, 2, 1], np.float32)
     coefficients = np.stack([np.ones(STEPS), np.linspace(0.5, 1.5, STEPS), np.zeros(STEPS)], axis=1).astype(np.float32)
     schedule = Schedule(numbers, coefficients, 1.0, order=1)
-    batch = StepBatch(np.arange(6, dtype=np.float32).reshape(3, 2), None, {"context": np.ones((3, 1), np.float32)}, images=2)
+    context = Rows([np.ones((1, 1), np.float32)], (1, 1, 1, 1))
+    batch = StepBatch(np.arange(6, dtype=np.float32).reshape(3, 2), None, context, {}, images=2)
     return denoise(engine, batch, schedule, EngineClock(), watch), backend
 
 

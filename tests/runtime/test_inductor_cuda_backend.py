@@ -12,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mc_runtime.backends import inductor_cuda  # noqa: E402
-from mc_runtime.backends.base import Settings  # noqa: E402
+from mc_runtime.backends.base import Buffer, Settings  # noqa: E402
 from mc_runtime.backends.gpu import Gpu  # noqa: E402
 from mc_runtime.backends.packages import METADATA_KEY, described_signature  # noqa: E402
+from mc_runtime.backends.resident import Resident  # noqa: E402
 from mc_runtime.bundle.manifest import Engine, Precision, Tensor  # noqa: E402
 from mc_runtime.errors import BundleError, EngineError  # noqa: E402
+from tests.runtime.rows_of_pieces import check_rows  # noqa: E402
 
 GIB = 2**30
 H200 = Gpu("NVIDIA H200", (9, 0), 100 * GIB)
@@ -107,6 +109,18 @@ def test_requests_of_one_bucket_share_their_buffers_and_graphs(
     assert places == [places[0]] * 3
     assert FakeGraphs.made == (0 if broken else 2)
     assert engine.describe() == (INPUTS, OUTPUTS)
+
+
+def test_rows_are_laid_side_by_side_on_the_gpu(
+    backend: inductor_cuda.InductorCudaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_rows(backend)
+    result = torch.arange(8.0).view(4, 2).T  # a package's result, whose memory is in another order
+    kept = Resident(backend, Buffer(result, (2, 4), np.dtype("float32")))
+    monkeypatch.setattr(inductor_cuda.torch, "from_numpy", lambda _: pytest.fail("numbers came from the host"))
+    made = backend.rows([kept[:1], kept], (1, 2, 3, 4))
+    np.testing.assert_array_equal(made.native[0, 1, :2].numpy(), result.numpy())
+    np.testing.assert_array_equal(made.native[0, 0, 0].numpy(), result[0].numpy())
 
 
 def test_weights_lie_where_compiled_kernels_load_vectors() -> None:

@@ -108,7 +108,8 @@ def test_first_step_that_is_not_finite_is_named(tmp_path: Path, target: str) -> 
 def test_plan_that_is_not_finite_is_an_engine_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime.load(write_fake_bundle(tmp_path / "bundle"), threads=1)
     runtime.plan(PROMPT)
-    monkeypatch.setattr(runtime._engines.get("planner").backend, "is_finite", lambda buffer: False)
+    broken = lambda buffer: np.full(buffer.shape, np.nan, buffer.dtype)  # noqa: E731
+    monkeypatch.setattr(runtime._engines.get("planner").backend, "to_host", broken)
     with pytest.raises(EngineError, match="planner engine: its output"):
         runtime.plan(OTHER)
 

@@ -33,13 +33,13 @@ def runtime(folder: Path) -> Runtime:
 def engine_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the engines that run once a request, in the order of their runs from now on."""
     runs: list[str] = []
-    run = LoadedEngine.run
+    run = LoadedEngine.run_keeping  # every run is one
 
     def counted(self: LoadedEngine, *arguments: Any) -> Any:
         runs.append(self.engine.name)
         return run(self, *arguments)
 
-    monkeypatch.setattr(LoadedEngine, "run", counted)
+    monkeypatch.setattr(LoadedEngine, "run_keeping", counted)
     return runs
 
 

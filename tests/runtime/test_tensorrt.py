@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from mc_runtime.backends.cuda import Stream
+from mc_runtime.backends.resident import Resident
 from mc_runtime.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from mc_runtime.backends.trt_libraries import TRT_LIBRARIES
 from mc_runtime.errors import EngineError
 from tests.runtime.fake_gpu import FakeCuda, FakeTrt
 from tests.runtime.fake_tensorrt import TARGETS, Gpu, compute, inputs_of
+from tests.runtime.rows_of_pieces import check_rows
 
 
 @pytest.fixture
@@ -44,6 +46,15 @@ def test_buffers_live_on_the_gpu_and_come_back(gpu: Gpu, target: str) -> None:
     np.testing.assert_array_equal(backend.to_host(buffer), np.arange(6, 12).reshape(2, 3))
     empty = backend.empty((4,), "int64")
     assert (empty.dtype, empty.shape) == (np.dtype("int64"), (4,))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_are_laid_side_by_side_on_the_gpu(gpu: Gpu, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_rows(backend := gpu.backend(target))
+    kept = Resident(backend, backend.to_device(np.ones((2, 4), np.float32)))
+    monkeypatch.setattr(Stream, "download", lambda *_: pytest.fail("numbers came to the host"))
+    monkeypatch.setattr(Stream, "upload", lambda *_: pytest.fail("numbers came from the host"))
+    backend.rows([kept[:1], kept], (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("target", TARGETS)

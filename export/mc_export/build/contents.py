@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mc_export.build.cache import build_entry, content_key, copy_files, lookup
@@ -104,7 +105,7 @@ def write_empty_plan(folder: Path, manifest: Manifest, keys: Sequence[str], forc
 
         write_manifest(folder, manifest)
         branch = Runtime.load(folder, verify=False).plan("", "", manifest.sizes.default).branches[-1]
-        arrays: dict[str, NDArray[Any]] = {"context": branch.context, "context_mask": branch.context_mask}
+        arrays: dict[str, NDArray[Any]] = {"context": np.asarray(branch.context), "context_mask": branch.context_mask}
         optional = {"canvas": branch.canvas, "pooled": branch.pooled}
         arrays |= {name: array for name, array in optional.items() if array is not None}
         save_arrays(stage / EMPTY_PLAN_FILE, arrays)
