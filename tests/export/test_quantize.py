@@ -28,6 +28,7 @@ from mc_export.quantize import tensorrt as trt_quantizer
 from mc_export.quantize.calibration import MAX_STEP_INPUTS, calibration_inputs
 from mc_export.quantize.pointwise import pointwise_to_products, transpose_weights_once
 from mc_export.quantize.policy import GATE, split
+from mc_export.quantize.sensitivity import Selection
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import EngineError
 from tests.export.conftest import LIMITS, Exported
@@ -267,3 +268,21 @@ def test_nothing_to_calibrate_on_is_an_error(step: Case, tmp_path: Path) -> None
     shutil.copy(step.onnx, tmp_path / "in.onnx")
     with pytest.raises(EngineError, match="calibrate"):
         quantize_onnxruntime(tmp_path / "in.onnx", tmp_path / "out.onnx", [], "step")
+
+
+@pytest.mark.parametrize(("compiles", "hint"), [(True, "bf16"), (False, "f32")])
+def test_arithmetic_that_openvino_has_no_kernel_for_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, compiles: bool, hint: str
+) -> None:
+    """Some int8 products do not compile with bf16 around them; the engine runs in float32 there."""
+    right = [{"context": np.ones(3, np.float32)}]
+
+    def outputs(model: Any, feeds: Any, asked: str) -> Any:
+        if asked == "bf16" and not compiles:
+            raise RuntimeError("Check 'any_of(scale.size(), OC, 1U)' failed")
+        return right
+
+    monkeypatch.setattr(ov_quantizer, "_outputs", outputs)
+    options = ov_quantizer._options(None, Selection((), 0, 0, 0, 1), "image_encoder", [], right, 4)
+    assert options["properties"] == {"INFERENCE_PRECISION_HINT": hint}
+    assert options["held_out_error"] == 0
