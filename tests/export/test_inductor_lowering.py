@@ -63,6 +63,46 @@ def test_bf16_leaves_frequencies_and_the_samplers_arithmetic_alone(tmp_path: Pat
     assert all(result.dtype == torch.float32 for result in results.values())
 
 
+class Films(Program):
+    """Convolutions over frames of channels-last clips: one skips frames, one has kernels of one cell."""
+
+    component = "vae_encoder"
+    inputs = (float_tensor("clips", "B", 5, 4, 3, 8),)
+    outputs = (float_tensor("skipped", "B", 8, 2, 4, 3), float_tensor("mixed", "B", 8, 5, 4, 3))
+    axes: ClassVar = {"B": Axis("B", 1, 4, 2)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(13)
+        self.skip = torch.nn.Conv3d(8, 8, (3, 1, 1), stride=(2, 1, 1))
+        self.mix = torch.nn.Conv3d(8, 8, 1)
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        clips = clips.movedim(-1, 1)
+        return self.skip(clips) + clips[:, :, 1:4:2], self.mix(clips) + clips  # the sums see how the results are laid out
+
+    def example(self, extents: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {"clips": torch.randn(extents["B"], 5, 4, 3, 8, generator=generator)}
+
+
+def test_convolutions_over_frames_hold_whatever_computes_them(tmp_path: Path) -> None:
+    """The first by batch, the second by number of threads too, torch calls oneDNN or not; their layouts of a result differ."""
+    program, before = Films(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        files, options = lower_program("inductor", program, Precision.FP32, tmp_path)
+        torch.set_num_threads(1)
+        spec = Engine(
+            target="inductor", precision=Precision.FP32, files=tuple(file.name for file in files), inputs=program.inputs,
+            outputs=program.outputs, options=options,
+        )  # fmt: skip
+        feeds = [program.example({"B": batch}, seed=batch) for batch in (1, 2, 3)]
+        verify_engine(program, spec, files, feeds, tolerance=2e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("asked", [None, "/nowhere/g++"])
 def test_no_compiler(asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from mc_export.lower.bf16 import compute_in_bf16
+from mc_export.lower.volumes import contiguous_volumes
 from mc_export.program.base import Program
 from mc_export.program.export import export_program, quick_tracing
 from mc_export.quiet import quiet
@@ -129,7 +130,7 @@ def compiled(exported: ExportedProgram, component: str, settings: dict[str, Any]
         settings = _known(settings)
         try:
             # Patched here as well: part of the compiler asks for them before it looks at those it is given.
-            with torch._inductor.config.patch(settings):
+            with torch._inductor.config.patch(settings), contiguous_volumes():
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=settings)
         except Exception as error:  # inductor, its C++ compiler and sympy raise types of their own; each means the same here
             reason = " ".join(str(error).split())[-500:]
