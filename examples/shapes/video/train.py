@@ -60,8 +60,8 @@ def save(folder: Path, tokenizer: Any, parts: dict[str, nn.Module]) -> None:
 @training_options(Path("out/shapes-video"))
 @click.option("--autoencoder-steps", default=1700, show_default=True)
 @click.option("--eyes-steps", default=200, show_default=True)
-@click.option("--planner-steps", default=2100, show_default=True)
-@click.option("--painter-steps", default=2750, show_default=True)
+@click.option("--planner-steps", default=2900, show_default=True)
+@click.option("--painter-steps", default=4750, show_default=True)
 def main(
     work: Path,
     out: Path,
