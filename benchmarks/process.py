@@ -52,7 +52,9 @@ def run(command: Sequence[str | Path], *, keep_free: int = 0) -> Ran:
         complaint = errors.read().decode(errors="replace")
     peak = usage.ru_maxrss * 1024  # Linux counts in KiB
     if guard.fired:
-        raise MemoryRanOutError(f"ended at {peak / 2**30:.1f} GiB resident: less than {keep_free / 2**30:.1f} GiB were left")
+        last = (complaint.strip().splitlines() or ["nothing"])[-1][:200]
+        left = f"less than {keep_free / 2**30:.1f} GiB were left"
+        raise MemoryRanOutError(f"ended at {peak / 2**30:.1f} GiB resident: {left}; the last it said: {last}")
     if process.returncode != 0:
         raise RuntimeError(f"{Path(command[0]).name} ended with {process.returncode}: {(said + complaint)[-2000:]}")
     return Ran(seconds, peak, said)
