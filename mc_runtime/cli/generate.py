@@ -113,8 +113,7 @@ def command(
     if canvas_map is not None and manifest.canvas is None:
         raise RequestError(f"{bundle}: a stock pipeline draws no canvas; leave --canvas-map out")
     media = options.media_of(request)
-    given = media.get("image", [media.get("video")])[0]
-    if comparison is not None and given is None:
+    if comparison is not None and not media.keys() & {"image", "video"}:
         raise RequestError("--comparison shows an input beside the result; give --image or --video, or leave it out")
     task_for(manifest.tasks, request["task"], media)
     name = output or Path("out.mp4" if manifest.frames else "out.png")
@@ -147,7 +146,7 @@ def command(
     if cache or cache_threshold is not None:
         listed = manifest.step_cache.threshold if manifest.step_cache else None
         story["cache"] = listed if cache_threshold is None else cache_threshold
-    write_outputs(result, outputs, None if no_metadata else story, _opened(given) if comparison else None)
+    write_outputs(result, outputs, None if no_metadata else story, _input_of(media) if comparison else None)
     if as_json:
         print_json(_report(path, story, result, outputs))
         return
@@ -166,15 +165,12 @@ def check_either(path: Path) -> None:
     check_output(path, clip=not path.suffix or path.suffix.lower() in CLIP_FORMATS)
 
 
-def _opened(given: Any) -> Image.Image | Clip:
-    """The input picture or clip that a comparison shows."""
+def _input_of(media: dict[str, Any]) -> Image.Image | Clip:
+    """The input picture or clip that a comparison shows; an animated file is what it was given as."""
     from mc_runtime.media.clip_input import load_clip
     from mc_runtime.media.image_input import load_image
 
-    try:
-        return load_image(given)
-    except RequestError:
-        return load_clip(given)
+    return load_image(media["image"][0]) if "image" in media else load_clip(media["video"])
 
 
 def _size(result: Result) -> tuple[int, int]:

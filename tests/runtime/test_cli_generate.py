@@ -19,8 +19,9 @@ from PIL import Image
 from mc_runtime import __version__
 from mc_runtime.bundle.machine import machine_for
 from mc_runtime.bundle.store import open_bundle, sha256_of
+from mc_runtime.cli.generate import _input_of
 from mc_runtime.cli.main import cli
-from mc_runtime.media import read_metadata
+from mc_runtime.media import Clip, read_metadata
 from tests.runtime.fake_bundle import write_fake_bundle
 
 PROMPT = "a red circle"
@@ -281,3 +282,15 @@ def assert_refused(result: Result, code: int, says: str) -> None:
     assert lines[0].startswith("Error: ")
     assert says in lines[0]
     assert result.stdout == ""
+
+
+def test_a_comparison_shows_an_animated_file_as_what_it_was_given_as(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), (80 * index, 0, 0)) for index in range(3)]
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    clip = _input_of({"video": path})
+    assert isinstance(clip, Clip)
+    assert [int(frame[0, 0, 0]) for frame in clip.frames] == [0, 80, 160]
+    picture = _input_of({"image": [path, path], "video": path})
+    assert isinstance(picture, Image.Image)
+    assert picture.getpixel((0, 0)) == (0, 0, 0)
