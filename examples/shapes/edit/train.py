@@ -71,7 +71,7 @@ def measure(folder: Path, canvas: bool = True) -> str:
 @training_options(Path("out/shapes-edit"))
 @click.option("--planner-steps", default=1300, show_default=True)
 @click.option("--autoencoder-steps", default=1200, show_default=True)
-@click.option("--painter-steps", default=4400, show_default=True)
+@click.option("--painter-steps", default=5700, show_default=True)
 def main(
     work: Path, out: Path, seed: int, threads: int, planner_steps: int, autoencoder_steps: int, painter_steps: int
 ) -> None:

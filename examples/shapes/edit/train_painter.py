@@ -31,6 +31,8 @@ CHANGED_WEIGHT = 5.0
 """Of a latent cell that the instruction changes; copying the others is soon learned."""
 CHANGED = 0.5
 """Difference of a cell's latents from which it counts as changed; group norms spread a little of every change to all cells."""
+OTHERWISE = 3
+"""Originals of each edit beside the true one, each of them drawn as often: the named shape has any colour in them."""
 
 
 class Painter(nn.Module):
@@ -100,7 +102,7 @@ def train_painter(
     plans = plan_all(planner, instructions, torch.tensor([row_of[edit.instruction] for edit in chosen]), before)
     latents = encode_all(autoencoder, after)
     rng = random.Random(seed + 3)
-    originals = (before, to_pixels([otherwise(edit, rng) for edit in chosen]))
+    originals = (before, *(to_pixels([otherwise(edit, rng) for edit in chosen]) for _ in range(OTHERWISE)))
     references = torch.stack([encode_all(autoencoder, pictures) for pictures in originals])
     changed = (latents - references[0]).abs().amax(dim=1, keepdim=True) > CHANGED
     weights = torch.where(changed, CHANGED_WEIGHT, 1.0)
@@ -115,7 +117,7 @@ def train_painter(
         mix = time[:, None, None, None]
         states = PlannerStates(plans.context[rows].float(), plans.canvas[rows].float())
         guidance = torch.empty(batch).uniform_(*GUIDANCE)
-        reference = references[torch.randint(2, (batch,)), rows]
+        reference = references[torch.randint(len(references), (batch,)), rows]
         velocity = painter((1 - mix) * latent + mix * noise, time, states, reference, guidance)
         error = (velocity.float() - (noise - latent)).square() * weights[rows]
         return error.sum() / weights[rows].expand_as(error).sum()
