@@ -93,7 +93,7 @@ class TensorRtBackend(PooledBackend):
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`; in the order of the runs, so one under way still reads what was there."""
-        self.stream.upload(buffer.native, np.array(np.broadcast_to(array, buffer.shape), buffer.dtype, order="C"))
+        self.stream.upload(buffer.native, np.require(np.broadcast_to(array, buffer.shape), buffer.dtype, ["C"]))
 
     def rows(self, pieces: Sequence[Array | Resident], shape: tuple[int, ...]) -> Buffer:
         """See `Backend.rows`; pieces that are on this GPU are copied there, in the order of the runs."""

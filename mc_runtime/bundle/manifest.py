@@ -164,8 +164,13 @@ class Manifest:
         check_lora_engines(self.engines)
         if (self.canvas is None) != (self.engines["step"].input("canvas") is None):
             raise ValueError("canvas: the step engine takes one where the manifest has none, or the other way round")
-        if self.engines[self.conditioning].output("context") is None:
+        given, taken = self.engines[self.conditioning].output("context"), self.engines["step"].input("context")
+        if given is None or taken is None:
             raise ValueError(f"engines.{self.conditioning}.outputs: 'context' is missing")
+        if given.shape[-1] != taken.shape[-1]:
+            raise ValueError(
+                f"engines.step.inputs: its 'context' is {taken.shape[-1]} wide, {self.conditioning!r} gives {given.shape[-1]}"
+            )
         if self.sizes.multiple % (self.latents.scale * self.latents.patch):
             raise ValueError("sizes.multiple: is no multiple of latents.scale * latents.patch")
         if self.conditioning != "image_encoder" and getattr(self.prompting, self.conditioning) is None:

@@ -230,3 +230,12 @@ def test_arrays_round_trip_and_damage(tmp_path: Path) -> None:
     for name in ("x.safetensors", "missing.safetensors"):
         with pytest.raises(BundleError, match=name):
             load_arrays(tmp_path / name)
+
+
+def test_a_step_that_takes_another_context_than_is_given_is_refused(bundle: Path) -> None:
+    """Rows of another width would be laid side by side on a GPU without a word."""
+    manifest = open_bundle(bundle).manifest
+    planner = manifest.engines["planner"]
+    wider = tuple(replace(t, shape=(*t.shape[:-1], 7)) if t.name == "context" else t for t in planner.outputs)
+    with pytest.raises(ValueError, match=r"its 'context' is \d+ wide, 'planner' gives 7"):
+        replace(manifest, engines={**manifest.engines, "planner": replace(planner, outputs=wider)})
