@@ -64,6 +64,11 @@ def test_version() -> None:
     assert "0.1.0" in result.stdout
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "mc_runtime", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").stdout
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
