@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from mc_export.build.verify import verify_engine
 from mc_export.lower import lower
-from mc_runtime.bundle.manifest import Engine, Precision
+from mc_runtime.bundle.manifest import Engine, Precision, Tensor
 from mc_runtime.errors import EngineError
 from tests.export.conftest import Exported
 
@@ -111,6 +112,29 @@ def test_weights_can_lie_beside_the_graph(exported: Export, tmp_path: Path) -> N
         spec, files = engine_of(Exported(program, graph), target, Precision.FP32, folder)
         assert len(files) == 2
         verify_engine(program, spec, files, feeds_of(program))
+
+
+def test_no_rule_goes_through_the_graph_at_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimiser's rule of several results would: its time grows with the square of the operators."""
+    from onnxscript.rewriter import rules
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+
+    from mc_export.lower.onnx import onnx_from_program
+
+    one_by_one = SimplePatternMatcher.match
+    asked = []
+
+    def match(self: SimplePatternMatcher, *args: Any, **kwargs: Any) -> Any:
+        assert self.pattern.has_single_output_node
+        asked.append(self)
+        return one_by_one(self, *args, **kwargs)
+
+    monkeypatch.setattr(SimplePatternMatcher, "match", match)
+    program = torch.export.export(torch.nn.Linear(4, 4).eval(), (torch.zeros(2, 4),))
+    ends = [(Tensor(name=name, dtype="float32", shape=(2, 4)),) for name in ("x", "y")]
+    onnx_from_program(program, *ends, tmp_path / "linear.onnx")
+    assert asked, "the optimiser has other matchers now; look at what they cost"
+    assert "try_rewrite" not in vars(rules.common.slice_split_rule), "whoever else exports has all rules"
 
 
 @pytest.mark.slow
