@@ -61,7 +61,9 @@ class TensorRtBackend(PooledBackend):
             self.runtime = self.trt.Runtime(self.log)
         self.stream = Stream(self._cuda)
         self._side = Stream(self._cuda)
-        self._capturing = threading.Lock()
+        # A launch is many kernels, and lets other threads go on between them. All contexts compute in one piece of memory:
+        # one's kernels must not come between another's.
+        self.turn = threading.Lock()
         self._landings: dict[int, list[Landing]] = {}
         self.scratch = Scratch(lambda size: Memory(self._cuda, size))
 
@@ -137,9 +139,8 @@ class TensorRtBackend(PooledBackend):
 
     def captured(self, launch: Callable[[Stream], None]) -> Callable[[], None]:
         """A launch as a graph that is replayed on the backend's stream. It is recorded on another: copies that other threads
-        ask for meanwhile must not get into it."""
-        with self._capturing:
-            return self._side.captured(lambda: launch(self._side), replayed_on=self.stream)
+        ask for meanwhile must not get into it. It is the caller's turn."""
+        return self._side.captured(lambda: launch(self._side), replayed_on=self.stream)
 
 
 class TensorRtRtxBackend(TensorRtBackend):
@@ -222,10 +223,19 @@ class TensorRtEngine(Engine):
                     for tensor in self.spec.outputs
                 }
                 self._loose.address({**inputs, **outputs}, self._backend.scratch)
-                self._loose.launch()
+                with self._backend.turn:
+                    self._loose.launch()
         except Exception as error:
             self.fail("failed", error)
         return outputs
+
+    def run_bound(self, bound: Bound) -> None:
+        """One run of a bound context. Raises EngineError."""
+        try:
+            with self._backend.turn:
+                bound.run()
+        except Exception as error:
+            self.fail("failed", error)
 
     def fail(self, what: str, error: Exception) -> NoReturn:
         """See `Engine.fail`; with what the library logged, and the mend of what CUDA says."""
@@ -259,7 +269,4 @@ class _BoundCall(Call):
         self._buffers = buffers  # their memory lives as long as the call
 
     def run(self) -> None:
-        try:
-            self._bound.run()
-        except Exception as error:
-            self._engine.fail("failed", error)
+        self._engine.run_bound(self._bound)

@@ -13,8 +13,8 @@ from mc_runtime.errors import EngineError
 
 
 class Scratch:
-    """The memory that runs compute in. One piece for all: they follow each other on one stream. A context keeps the piece it
-    was given, since a graph repeats its addresses; a larger one is made for those that come later.
+    """The memory that runs compute in. One piece for all: they follow each other on one stream, launch behind launch. A context
+    keeps the piece it was given, since a graph repeats its addresses; a larger one is made for those that come later.
 
     Args:
         allocate: gives a piece of a size in bytes.

@@ -1,7 +1,8 @@
 """Stand-ins for the CUDA runtime and for TensorRT, as far as a backend asks them: memory is numpy's, engines are functions.
 
 They keep the rules that would bite on a GPU: calls on freed memory fail, a stream's work is done when it is waited for, work
-recorded in a graph is not done, and a context computes with the shapes and addresses that it was last given.
+recorded in a graph is not done, a context computes with the shapes and addresses that it was last given, and a run is several
+kernels, which hand each other what they compute in the memory that was set for it.
 """
 
 from __future__ import annotations
@@ -187,6 +188,8 @@ class FakeTrt:
     ) -> None:
         self.cuda, self.tensors, self.compute, self.diagnostics = cuda, tensors, compute, diagnostics
         self.contexts: list[Any] = []
+        self.between_kernels: Callable[[], None] = lambda: None
+        """What other threads do meanwhile: a launch lets go of the interpreter's lock."""
         self.refused: set[str] = set()
         self.kept = b"kernels"
 
@@ -280,13 +283,21 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda, trt, addresses, shapes = self._trt.cuda, self._trt, dict(self.addresses), dict(self.shapes)
-        assert cuda.memory[self.scratch[0]].nbytes >= self.update_device_memory_size_for_shapes()
+        scratch, size = self.scratch[0], self.update_device_memory_size_for_shapes()
+        assert cuda.memory[scratch].nbytes >= size
         self.launches += 1
 
-        def work() -> None:
-            inputs = {name: cuda.array_at(addresses[name], shape, trt.tensors[name][1]) for name, shape in shapes.items()}
-            for name, result in trt.compute(inputs).items():
-                cuda.array_at(addresses[name], result.shape, result.dtype)[...] = result
+        (name,) = (name for name, (is_input, _, _) in trt.tensors.items() if not is_input)
+        shape, dtype = self.get_tensor_shape(name), trt.tensors[name][1]
 
-        cuda.enqueue(stream, work)
+        def compute() -> None:
+            inputs = {name: cuda.array_at(addresses[name], shape, trt.tensors[name][1]) for name, shape in shapes.items()}
+            cuda.array_at(scratch, shape, dtype)[...] = trt.compute(inputs)[name]
+
+        def give() -> None:
+            cuda.array_at(addresses[name], shape, dtype)[...] = cuda.array_at(scratch, shape, dtype)
+
+        cuda.enqueue(stream, compute)
+        trt.between_kernels()
+        cuda.enqueue(stream, give)
         return "run" not in trt.refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,32 @@ def test_all_contexts_compute_in_one_piece_of_memory(gpu: Gpu) -> None:
     small, large, later = (context.scratch for context in gpu.trt.contexts[1:])
     assert large == later != small
     assert large[1] == 8 * FakeTrt.SCRATCH
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bound", [False, True])
+def test_two_threads_do_not_compute_in_the_shared_memory_at_once(gpu: Gpu, target: str, bound: bool) -> None:
+    """One's kernels between another's would overwrite what these hand each other."""
+    backend = gpu.backend(target)
+    engines = [gpu.load(backend) for _ in range(2)]
+    (inputs, expected), (others, other) = (inputs_of(backend, 2, seed) for seed in (0, 1))
+    output, found = backend.empty((2, 3)), {}
+    call = engines[0].bind(inputs, {"next": output})
+    thread = threading.Thread(target=lambda: found.update(engines[1].run(others)))
+
+    def meanwhile() -> None:
+        gpu.trt.between_kernels = lambda: None
+        thread.start()
+        thread.join(0.2)
+
+    gpu.trt.between_kernels = meanwhile
+    if bound:
+        call.run()
+    else:
+        output = engines[0].run(inputs)["next"]
+    thread.join()
+    np.testing.assert_array_equal(backend.to_host(output), expected)
+    np.testing.assert_array_equal(backend.to_host(found["next"]), other)
 
 
 def test_preparing_runs_once_for_each_shapes(gpu: Gpu, tmp_path: Path) -> None:
