@@ -143,6 +143,10 @@ class Stream:
         """Until everything asked for so far is done. An error of a launch comes up here."""
         check(self._cuda, self._cuda.cudaStreamSynchronize(self._handle))
 
+    def settle(self) -> None:
+        """The same for whoever cannot raise: at exit the error says nothing, and otherwise comes up in the next call."""
+        self._cuda.cudaStreamSynchronize(self._handle)
+
     def captured(self, launches: Callable[[], None], replayed_on: Stream) -> Callable[[], None]:
         """The launches, recorded on this stream, as one CUDA graph for another; other threads may go on loading engines
         meanwhile, hence the capture's mode.

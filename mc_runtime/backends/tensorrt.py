@@ -140,6 +140,7 @@ class TensorRtBackend(PooledBackend):
     def captured(self, launch: Callable[[Stream], None]) -> Callable[[], None]:
         """A launch as a graph that is replayed on the backend's stream. It is recorded on another: copies that other threads
         ask for meanwhile must not get into it. It is the caller's turn."""
+        self.stream.wait()  # a context must not be launched on two streams at once
         return self._side.captured(lambda: launch(self._side), replayed_on=self.stream)
 
 

@@ -35,7 +35,8 @@ class Scratch:
 
 
 class Context:
-    """One execution context.
+    """One execution context. TensorRT forbids to change it or to let go of it while a run of it is under way, and it may use
+    its cache of kernels as long as it lives.
 
     Args:
         trt: the library's module.
@@ -63,11 +64,20 @@ class Context:
             self._native = engine.create_execution_context(strategy)
         if self._native is None:
             raise EngineError("the library makes no execution context")
+        self._kernels = kernels
         self._profile: int | None = None
         self._memory: Memory | None = None
+        self._is_launched = False
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_launched", False):
+            self._stream.settle()
+        self._native = None  # before its kernels and its memory
 
     def shape(self, profile: int, shapes: Shapes) -> None:
-        """Set a profile and the inputs' shapes. Raises EngineError where the library does not take them."""
+        """Set a profile and the inputs' shapes, once earlier runs are over. Raises EngineError where they are not taken."""
+        if self._is_launched:
+            self._stream.wait()
         if profile != self._profile:
             _done(self._native.set_optimization_profile_async(profile, self._stream.handle), f"profile {profile}")
             self._profile = profile
@@ -93,6 +103,7 @@ class Context:
 
     def launch(self, stream: Stream | None = None) -> None:
         """Ask for a run, on the context's stream if none is named. Raises EngineError where it cannot be asked for."""
+        self._is_launched = True
         _done(self._native.execute_async_v3((stream or self._stream).handle), "a run")
 
 

@@ -1,13 +1,15 @@
 """Stand-ins for the CUDA runtime and for TensorRT, as far as a backend asks them: memory is numpy's, engines are functions.
 
 They keep the rules that would bite on a GPU: calls on freed memory fail, a stream's work is done when it is waited for, work
-recorded in a graph is not done, a context computes with the shapes and addresses that it was last given, and a run is several
-kernels, which hand each other what they compute in the memory that was set for it.
+recorded in a graph is not done, a context computes with the shapes and addresses that it was last given, a run is several
+kernels, which hand each other what they compute in the memory that was set for it, and while they compute their context must
+not be changed, launched on another stream or let go of.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from types import SimpleNamespace
@@ -190,6 +192,8 @@ class FakeTrt:
         self.contexts: list[Any] = []
         self.between_kernels: Callable[[], None] = lambda: None
         """What other threads do meanwhile: a launch lets go of the interpreter's lock."""
+        self.broken_rules: list[str] = []
+        """Those that are broken where nothing can be raised."""
         self.refused: set[str] = set()
         self.kept = b"kernels"
 
@@ -213,6 +217,7 @@ class FakeEngine:
     def __init__(self, trt: FakeTrt) -> None:
         self._trt = trt
         self._names = list(trt.tensors)
+        self._kernels: Any = None
         self.num_io_tensors = len(self._names)
 
     def get_tensor_name(self, index: int) -> str:
@@ -229,35 +234,60 @@ class FakeEngine:
 
     def create_runtime_config(self) -> Any:
         trt = self._trt
-        cache = SimpleNamespace(deserialize=lambda blob: blob == trt.kept, serialize=lambda: trt.kept)
         return SimpleNamespace(
-            create_runtime_cache=lambda: cache,
-            set_runtime_cache=lambda cache: True,
+            create_runtime_cache=lambda: FakeKernels(trt.kept),
+            set_runtime_cache=lambda cache: setattr(self, "_kernels", weakref.ref(cache)) is None,
             set_execution_context_allocation_strategy=lambda strategy: None,
         )
 
     def create_execution_context(self, how: Any) -> Any:
-        context = FakeContext(self._trt, how)
+        context = FakeContext(self._trt, how, self._kernels)
         self._trt.contexts.append(context)
         return context
+
+
+class FakeKernels:
+    """The library's cache of compiled kernels, which has to outlive the contexts that it was given to."""
+
+    def __init__(self, kept: bytes) -> None:
+        self._kept = kept
+
+    def deserialize(self, blob: bytes) -> bool:
+        return blob == self._kept
+
+    def serialize(self) -> bytes:
+        return self._kept
 
 
 class FakeContext:
     """The library's execution context."""
 
-    def __init__(self, trt: FakeTrt, how: Any) -> None:
-        self._trt, self.how = trt, how
+    def __init__(self, trt: FakeTrt, how: Any, kernels: Any = None) -> None:
+        self._trt, self.how, self._kernels = trt, how, kernels
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
         self.profile: int | None = None
         self.launches = 0
 
+    def streams(self) -> set[int]:
+        """Those on which a run is not over."""
+        work = ((stream, each) for stream, queue in self._trt.cuda.queues.items() for each in queue)
+        return {stream for stream, each in work if id(self) in (getattr(each, "__defaults__", None) or ())}
+
+    def __del__(self) -> None:
+        if self.streams():
+            self._trt.broken_rules.append("a context went while a run of it was under way")
+        if self._kernels is not None and self._kernels() is None:
+            self._trt.broken_rules.append("the cache of kernels went before a context that it was given to")
+
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert not self.streams(), "a run is under way"
         self.profile = profile
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert not self.streams(), "a run is under way"
         self.shapes[name] = shape
         return name not in self._trt.refused
 
@@ -272,6 +302,7 @@ class FakeContext:
         return shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert not self.streams(), "a run is under way"
         self.addresses[name] = address
         return True
 
@@ -285,16 +316,17 @@ class FakeContext:
         cuda, trt, addresses, shapes = self._trt.cuda, self._trt, dict(self.addresses), dict(self.shapes)
         scratch, size = self.scratch[0], self.update_device_memory_size_for_shapes()
         assert cuda.memory[scratch].nbytes >= size
+        assert self.streams() <= {stream}, "a run is under way on another stream"
         self.launches += 1
 
         (name,) = (name for name, (is_input, _, _) in trt.tensors.items() if not is_input)
         shape, dtype = self.get_tensor_shape(name), trt.tensors[name][1]
 
-        def compute() -> None:
+        def compute(of: int = id(self)) -> None:
             inputs = {name: cuda.array_at(addresses[name], shape, trt.tensors[name][1]) for name, shape in shapes.items()}
             cuda.array_at(scratch, shape, dtype)[...] = trt.compute(inputs)[name]
 
-        def give() -> None:
+        def give(of: int = id(self)) -> None:
             cuda.array_at(addresses[name], shape, dtype)[...] = cuda.array_at(scratch, shape, dtype)
 
         cuda.enqueue(stream, compute)

@@ -187,6 +187,34 @@ def test_two_threads_do_not_compute_in_the_shared_memory_at_once(gpu: Gpu, targe
     np.testing.assert_array_equal(backend.to_host(found["next"]), other)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_context_is_left_alone_while_a_run_of_it_is_under_way(gpu: Gpu, target: str) -> None:
+    backend = gpu.backend(target)
+    engine = gpu.load(backend)
+    outputs = []
+    for batch in (2, 8):
+        inputs, expected = inputs_of(backend, batch)
+        outputs.append((engine.run(inputs)["next"], expected))  # nobody has waited for the one before
+    for output, expected in outputs:
+        np.testing.assert_array_equal(backend.to_host(output), expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_context_goes_when_its_runs_are_over_and_before_its_kernels(gpu: Gpu, target: str, runs: int) -> None:
+    backend = gpu.backend(target)
+    engine = gpu.load(backend)
+    inputs, _ = inputs_of(backend, 2)
+    call = engine.bind(inputs, {"next": backend.empty((2, 3))})
+    for _ in range(runs):
+        call.run()
+    engine.run(inputs)
+    gpu.trt.contexts.clear()
+    del call, engine, backend, inputs
+    gc.collect()
+    assert gpu.trt.broken_rules == []
+
+
 def test_preparing_runs_once_for_each_shapes(gpu: Gpu, tmp_path: Path) -> None:
     engine = gpu.load(gpu.backend("tensorrt-rtx", cache_dir=tmp_path / "kept"))
     for _ in range(2):
