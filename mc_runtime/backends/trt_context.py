@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,7 +111,7 @@ class Context:
 class Bound:
     """A context on fixed buffers, run again and again: launched at first, then captured once and replayed.
 
-    A library that captures graphs itself is only launched. A capture that fails costs speed and nothing else.
+    A library that captures graphs itself is only launched. A capture that fails costs speed, which a warning says.
 
     Args:
         context: shaped and addressed.
@@ -130,8 +131,10 @@ class Bound:
         elif self._is_warm and self._capture is not None:
             try:
                 self._replay = self._capture(self._context.launch)
-            except EngineError:
+            except EngineError as error:
                 self._capture = None
+                what = f"steps are launched kernel by kernel, without a CUDA graph: {error}"
+                warnings.warn(what, RuntimeWarning, stacklevel=4)
                 self._context.launch()
             else:
                 self._replay()

@@ -1,14 +1,16 @@
 """Stand-ins for the CUDA runtime and for TensorRT, as far as a backend asks them: memory is numpy's, engines are functions.
 
 They keep the rules that would bite on a GPU: calls on freed memory fail, a stream's work is done when it is waited for, work
-recorded in a graph is not done, a context computes with the shapes and addresses that it was last given, a run is several
-kernels, which hand each other what they compute in the memory that was set for it, and while they compute their context must
-not be changed, launched on another stream or let go of.
+recorded in a graph is not done, a capture is lost where its thread asks for memory or gives it back meanwhile, a context
+computes with the shapes and addresses that it was last given, a run is several kernels, which hand each other what they compute
+in the memory that was set for it, and while they compute their context must not be changed, launched on another stream or let
+go of.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -39,6 +41,7 @@ class FakeCuda:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.pinned: dict[int, np.ndarray[Any, Any]] = {}
         self.events: dict[int, bool] = {}
+        self.capturing: set[int] = set()
         self.captures_fail = False
         self.launched_graphs = 0
 
@@ -62,7 +65,14 @@ class FakeCuda:
     def used(self) -> int:
         return sum(array.nbytes for array in self.memory.values())
 
+    def _spoils_a_capture(self) -> bool:
+        if threading.get_ident() in self.capturing:
+            self.captures_fail = True
+        return threading.get_ident() in self.capturing
+
     def cudaMalloc(self, size: int) -> tuple[int, int]:  # noqa: N802
+        if self._spoils_a_capture():
+            return BAD_CAPTURE, 0
         if self.used + size > self.room:
             return OUT_OF_MEMORY, 0
         array = np.full(size, 0xAB, np.uint8)
@@ -70,6 +80,8 @@ class FakeCuda:
         return SUCCESS, array.ctypes.data
 
     def cudaFree(self, address: int) -> tuple[int]:  # noqa: N802
+        if self._spoils_a_capture():
+            return (BAD_CAPTURE,)
         del self.memory[address]
         return (SUCCESS,)
 
@@ -136,10 +148,12 @@ class FakeCuda:
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
         assert stream not in self.recording
         self.recording[stream] = []
+        self.capturing.add(threading.get_ident())
         return (SUCCESS,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:  # noqa: N802
         work = self.recording.pop(stream)
+        self.capturing.remove(threading.get_ident())
         if self.captures_fail:
             return BAD_CAPTURE, 0
         handle = 1000 + len(self.graphs)

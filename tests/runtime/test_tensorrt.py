@@ -143,11 +143,42 @@ def test_a_capture_that_fails_costs_only_speed(gpu: Gpu) -> None:
     inputs, expected = inputs_of(backend, 2)
     output = backend.empty((2, 3))
     call = engine.bind(inputs, {"next": output})
-    for _ in range(3):
+    call.run()
+    said = (FakeTrt.ILogger.ERROR, "not permitted\nwhen capturing")
+    gpu.trt.between_kernels = lambda: backend.log.log(*said) if gpu.cuda.recording else None
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph: CUDA: something else: not permitted when capturing"):
+        call.run()
+    for _ in range(2):
         backend.write(output, np.float32(0))
         call.run()
         np.testing.assert_array_equal(backend.to_host(output), expected)
     assert gpu.cuda.launched_graphs == 0
+    assert not backend.log.errors, "what was said of it is not said of a later fault"
+
+
+def test_no_memory_is_given_back_while_a_graph_is_captured(gpu: Gpu) -> None:
+    """CUDA takes none back then, and the capture is lost; the collector comes when it likes."""
+    backend = gpu.backend()
+    inputs, expected = inputs_of(backend, 2)
+    output = backend.empty((2, 3))
+    call = gpu.load(backend).bind(inputs, {"next": output})
+    call.run()
+    cycle: list[object] = [backend.stream.allocate((1,), "float32")]
+    cycle.append(cycle)
+    used = gpu.cuda.used
+    thresholds = gc.get_threshold()
+
+    def meanwhile() -> None:
+        gc.set_threshold(1)
+        assert [[] for _ in range(100)]
+        gc.set_threshold(*thresholds)
+
+    gpu.trt.between_kernels = meanwhile
+    del cycle
+    call.run()
+    np.testing.assert_array_equal(backend.to_host(output), expected)
+    assert gpu.cuda.launched_graphs == 1
+    assert gpu.cuda.used < used
 
 
 def test_all_contexts_compute_in_one_piece_of_memory(gpu: Gpu) -> None:
