@@ -171,7 +171,7 @@ class TensorRtEngine(Engine):
             if self._native is None:
                 raise EngineError(backend.log.take())
             self._kernels = KernelCache.of(backend.library, self._native, backend.settings.cache_dir, name)
-            self._loose = self._context(graphs=False)
+            self._loose = self._context()
         except Exception as error:  # the library, CUDA and the file system each have their own
             self.fail("does not load", error)
 
@@ -188,7 +188,8 @@ class TensorRtEngine(Engine):
         return tuple(found[trt.TensorIOMode.INPUT]), tuple(found[trt.TensorIOMode.OUTPUT])
 
     def prepare(self, shapes: Shapes) -> None:
-        """See `Engine.prepare`: one run on zeros: kernels that the library leaves to the GPU at hand are compiled then."""
+        """See `Engine.prepare`: one run on zeros: kernels that the library leaves to the GPU at hand are compiled then, all
+        before they are kept, and other contexts find them in the cache."""
         key = tuple(sorted(shapes.items()))
         if key in self._prepared:
             return
@@ -197,7 +198,11 @@ class TensorRtEngine(Engine):
             for tensor in self.spec.inputs
             if tensor.name in shapes
         }
-        self.run(zeros)
+        try:
+            context = self._context(at_once=True) if self._backend.library.captures_graphs else self._loose
+        except Exception as error:
+            self.fail("does not get ready", error)
+        self._run(context, zeros)
         self._backend.stream.wait()
         self._kernels.save()
         self._prepared.add(key)
@@ -218,21 +223,7 @@ class TensorRtEngine(Engine):
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """See `Engine.run`; without a graph, since no other run has these buffers."""
-        shapes = {name: buffer.shape for name, buffer in inputs.items()}
-        profile = choose_profile(self.name, self.spec, self._plan, shapes)
-        try:
-            with self._lock:
-                self._loose.shape(profile, shapes)
-                outputs = {
-                    tensor.name: self._backend.empty(self._loose.shape_of(tensor.name), tensor.dtype)
-                    for tensor in self.spec.outputs
-                }
-                self._loose.address({**inputs, **outputs}, self._backend.scratch)
-                with self._backend.turn:
-                    self._loose.launch()
-        except Exception as error:
-            self.fail("failed", error)
-        return outputs
+        return self._run(self._loose, inputs)
 
     def run_bound(self, bound: Bound) -> None:
         """One run of a bound context. Raises EngineError."""
@@ -248,6 +239,23 @@ class TensorRtEngine(Engine):
         reason = gpu_mend(f"{error}: {said}" if said and said != str(error) else str(error))
         super().fail(what, RuntimeError(reason).with_traceback(error.__traceback__))
 
+    def _run(self, context: Context, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        shapes = {name: buffer.shape for name, buffer in inputs.items()}
+        profile = choose_profile(self.name, self.spec, self._plan, shapes)
+        try:
+            with self._lock:
+                context.shape(profile, shapes)
+                outputs = {
+                    tensor.name: self._backend.empty(context.shape_of(tensor.name), tensor.dtype)
+                    for tensor in self.spec.outputs
+                }
+                context.address({**inputs, **outputs}, self._backend.scratch)
+                with self._backend.turn:
+                    context.launch()
+        except Exception as error:
+            self.fail("failed", error)
+        return outputs
+
     def _newly_bound(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Bound:
         shapes = {name: buffer.shape for name, buffer in inputs.items()}
         profile = choose_profile(self.name, self.spec, self._plan, shapes)
@@ -262,9 +270,11 @@ class TensorRtEngine(Engine):
             self.fail("does not take its buffers", error)
         return Bound(context, None if self._backend.library.captures_graphs else self._backend.captured)
 
-    def _context(self, *, graphs: bool) -> Context:
-        backend = self._backend
-        return Context(backend.trt, backend.library, self._native, backend.stream, graphs=graphs, kernels=self._kernels.native)
+    def _context(self, *, graphs: bool = False, at_once: bool = False) -> Context:
+        backend, kernels = self._backend, self._kernels.native
+        return Context(
+            backend.trt, backend.library, self._native, backend.stream, graphs=graphs, kernels=kernels, at_once=at_once
+        )
 
 
 class _BoundCall(Call):

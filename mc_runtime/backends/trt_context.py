@@ -46,10 +46,19 @@ class Context:
         stream: where it runs.
         graphs: it is going to run many times on the same buffers.
         kernels: the cache of compiled kernels, where the library has one.
+        at_once: a run waits for the kernels of its shapes, where the library would run slower ones while it compiles them.
     """
 
     def __init__(
-        self, trt: Any, library: TrtLibrary, engine: Any, stream: Stream, *, graphs: bool, kernels: Any | None = None
+        self,
+        trt: Any,
+        library: TrtLibrary,
+        engine: Any,
+        stream: Stream,
+        *,
+        graphs: bool = False,
+        kernels: Any | None = None,
+        at_once: bool = False,
     ) -> None:
         self._stream = stream
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -58,6 +67,8 @@ class Context:
             config.set_execution_context_allocation_strategy(strategy)
             wanted = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if graphs else trt.CudaGraphStrategy.DISABLED
             config.cuda_graph_strategy = wanted
+            if at_once:
+                config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             if kernels is not None:
                 config.set_runtime_cache(kernels)
             self._native = engine.create_execution_context(config)

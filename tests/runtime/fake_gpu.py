@@ -192,6 +192,7 @@ class FakeTrt:
     TensorIOMode = IntEnum("TensorIOMode", {"INPUT": 1, "OUTPUT": 2})
     ExecutionContextAllocationStrategy = IntEnum("Strategy", {"STATIC": 1, "USER_MANAGED": 2})
     CudaGraphStrategy = IntEnum("CudaGraphStrategy", {"DISABLED": 1, "WHOLE_GRAPH_CAPTURE": 2})
+    DynamicShapesKernelSpecializationStrategy = IntEnum("Specialization", {"LAZY": 1, "EAGER": 2, "NONE": 3})
     EngineValidity = IntEnum("EngineValidity", {"VALID": 1, "INVALID": 2})
     EngineInvalidityDiagnostics = IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
     SCRATCH = 512
@@ -251,6 +252,7 @@ class FakeEngine:
         return SimpleNamespace(
             create_runtime_cache=lambda: FakeKernels(trt.kept),
             set_runtime_cache=lambda cache: setattr(self, "_kernels", weakref.ref(cache)) is None,
+            dynamic_shapes_kernel_specialization_strategy=trt.DynamicShapesKernelSpecializationStrategy.LAZY,
             set_execution_context_allocation_strategy=lambda strategy: None,
         )
 
@@ -261,16 +263,20 @@ class FakeEngine:
 
 
 class FakeKernels:
-    """The library's cache of compiled kernels, which has to outlive the contexts that it was given to."""
+    """The library's cache of compiled kernels, which has to outlive the contexts that it was given to. What an eager context
+    runs is in it at once; a lazy one compiles in the background, and has slower kernels meanwhile."""
 
     def __init__(self, kept: bytes) -> None:
         self._kept = kept
+        self.compiled = b""
 
     def deserialize(self, blob: bytes) -> bool:
+        if blob == self._kept:
+            self.compiled = blob
         return blob == self._kept
 
     def serialize(self) -> bytes:
-        return self._kept
+        return self.compiled
 
 
 class FakeContext:
@@ -331,6 +337,8 @@ class FakeContext:
         scratch, size = self.scratch[0], self.update_device_memory_size_for_shapes()
         assert cuda.memory[scratch].nbytes >= size
         assert self.streams() <= {stream}, "a run is under way on another stream"
+        if self._kernels is not None and self.how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER":
+            self._kernels().compiled = trt.kept
         self.launches += 1
 
         (name,) = (name for name, (is_input, _, _) in trt.tensors.items() if not is_input)

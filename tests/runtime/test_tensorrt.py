@@ -250,12 +250,23 @@ def test_preparing_runs_once_for_each_shapes(gpu: Gpu, tmp_path: Path) -> None:
     engine = gpu.load(gpu.backend("tensorrt-rtx", cache_dir=tmp_path / "kept"))
     for _ in range(2):
         engine.prepare({"sample": (2, 3), "ids": (2,)})
-    assert gpu.trt.contexts[0].launches == 1
+    assert sum(context.launches for context in gpu.trt.contexts) == 1
     engine.prepare({"sample": (3, 3), "ids": (3,)})
-    assert gpu.trt.contexts[0].launches == 2
+    assert sum(context.launches for context in gpu.trt.contexts) == 2
     kept = tmp_path / "kept" / "tensorrt-rtx-step.kernels"
     assert kept.read_bytes() == b"kernels"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_requests_do_not_wait_for_kernels_of_their_shapes(gpu: Gpu) -> None:
+    """A prompt of another length would wait for seconds; only what is prepared does."""
+    backend = gpu.backend("tensorrt-rtx")
+    engine = gpu.load(backend)
+    inputs, _ = inputs_of(backend, 2)
+    engine.run(inputs)
+    engine.bind(inputs, {"next": backend.empty((2, 3))}).run()
+    lazy = FakeTrt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert {context.how.dynamic_shapes_kernel_specialization_strategy for context in gpu.trt.contexts} == {lazy}
 
 
 def test_kernels_of_another_gpu_are_replaced(gpu: Gpu, tmp_path: Path) -> None:
