@@ -5,8 +5,10 @@ Not run on a GPU yet. Everything but the provider is tested on the CPU's: buffer
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Hashable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,9 @@ class OnnxRuntimeCudaBackend(PooledBackend):
                 "'mc-runtime[gpu]', or ask for the device cpu"
             )
         self.place = place
+        if place is CUDA and hasattr(ort, "preload_dlls"):
+            with redirect_stdout(sys.stderr):
+                ort.preload_dlls()  # those that pip installs lie where no linker looks
 
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:
         """See `Backend.load`."""
@@ -126,13 +131,25 @@ class OnnxRuntimeCudaEngine(SessionEngine):
 
     def _session(self, options: Any) -> Any:
         try:
-            return ort.InferenceSession(str(self.path), options, providers=list(self._place.providers))
+            return self._opened(options)
         except Exception:
             if not self._place.graphs:
                 raise
         # An engine with an operator that only the CPU has is refused as a graph; it runs without.
         self._place = self._place.without_graphs()
-        return ort.InferenceSession(str(self.path), options, providers=list(self._place.providers))
+        return self._opened(options)
+
+    def _opened(self, options: Any) -> Any:
+        """The session. onnxruntime's own ways out of a fault end on the CPU, and nobody would know."""
+        providers = list(self._place.providers)
+        session = ort.InferenceSession(str(self.path), options, providers=providers, enable_fallback=False)
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if wanted not in session.get_providers():
+            raise EngineError(
+                f"there is no {wanted}, for want of the CUDA and cuDNN that this onnxruntime is for, or of a driver for them; "
+                "pip install 'mc-runtime[gpu]', or ask for the device cpu"
+            )
+        return session
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """See `Engine.bind`."""

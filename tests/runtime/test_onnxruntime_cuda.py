@@ -133,7 +133,7 @@ def test_an_engine_that_cannot_be_captured_runs_without(bundle: Path, monkeypatc
     asked: list[list[object]] = []
     session = ort.InferenceSession
 
-    def refuse_graphs(path: str, options: object, providers: list[object]) -> object:
+    def refuse_graphs(path: str, options: object, providers: list[object], **more: object) -> object:
         asked.append(providers)
         if len(asked) == 1:
             raise RuntimeError("This session cannot use the graph capture feature")
@@ -145,6 +145,22 @@ def test_an_engine_that_cannot_be_captured_runs_without(bundle: Path, monkeypatc
     engine = load(backend, bundle, "vae_decoder")
     assert asked == [[("CPUExecutionProvider", {"enable_cuda_graph": "1"})], [("CPUExecutionProvider", {})]]
     assert engine.run({"latents": backend.to_device(LATENTS)})["pixels"].shape == (2, 16, 24, 3)
+
+
+def test_a_provider_that_does_not_load_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime would run on the CPU instead, and mention it in its log."""
+    asked: dict[str, object] = {}
+    session = ort.InferenceSession
+
+    def without_cuda(path: str, options: object, providers: list[object], **more: object) -> object:
+        asked.update(more)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    place = Place("cpu", (("CUDAExecutionProvider", {}), "CPUExecutionProvider"), graphs=False)
+    with pytest.raises(EngineError, match=r"vae_decoder engine .*: there is no CUDAExecutionProvider, .* the device cpu"):
+        load(OnnxRuntimeCudaBackend(Settings(threads=1), place), bundle, "vae_decoder")
+    assert asked == {"enable_fallback": False}
 
 
 def test_wrong_buffers_and_files_are_engine_errors(backend: OnnxRuntimeCudaBackend, bundle: Path, tmp_path: Path) -> None:
