@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from mc_runtime.backends.base import Buffer
@@ -75,6 +76,43 @@ class GraphCache:
             what = f"steps are launched kernel by kernel, without a CUDA graph: {self.refused}"
             warnings.warn(what, RuntimeWarning, stacklevel=4)
             return None
+
+
+class Calls:
+    """Calls into a library by several threads: such as may overlap, and such as nothing may be beside."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._wanting = 0
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """A call that waits for those that are alone. It must make no other one."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanting)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A call that waits for all others, and that later ones wait for. It must make no other one."""
+        with self._changed:
+            self._wanting += 1
+            self._changed.wait_for(lambda: not self._inside)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._wanting -= 1
+                self._changed.notify_all()
 
 
 def in_order(names: Sequence[str], buffers: Mapping[str, Buffer], what: str) -> list[Buffer]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Hashable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mc_runtime.backends.base import Array, Buffer, Call, Engine, Settings
-from mc_runtime.backends.cuda_graphs import KEPT_GRAPHS, graph_key, in_order
+from mc_runtime.backends.cuda_graphs import KEPT_GRAPHS, Calls, graph_key, in_order
 from mc_runtime.backends.device_buffers import PooledBackend
 from mc_runtime.backends.gpu import gpu_mend
 from mc_runtime.backends.onnxruntime import SessionEngine, session_options
@@ -27,6 +27,9 @@ from mc_runtime.errors import EngineError
 _PROVIDER = "CUDAExecutionProvider"
 _GRAPH = "gpu_graph_id"
 _NO_GRAPH = "-1"  # onnxruntime's number for a run that is neither captured nor replayed
+# It captures in CUDA's global mode: memory, copies and synchronisation that another thread asks for meanwhile fail, and so does
+# the capture.
+_calls = Calls()
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,21 @@ class OnnxRuntimeCudaBackend(PooledBackend):
 
     def write(self, buffer: Buffer, array: Array) -> None:
         """See `Backend.write`."""
-        buffer.native.update_inplace(np.require(np.broadcast_to(array, buffer.shape), buffer.dtype, ["C"]))
+        numbers = np.require(np.broadcast_to(array, buffer.shape), buffer.dtype, ["C"])
+        with _calls.beside_others():
+            buffer.native.update_inplace(numbers)
 
     def to_host(self, buffer: Buffer) -> Array:
         """See `Backend.to_host`; a copy."""
-        found: Array = np.array(buffer.native.numpy())
+        with _calls.beside_others():
+            found: Array = np.array(buffer.native.numpy())
         return found
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
         """See `PooledBackend.allocate`."""
         try:
-            return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, self.place.device, 0)
+            with _calls.beside_others():
+                return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype).type, self.place.device, 0)
         except Exception as error:  # onnxruntime raises its own types, one a status code
             raise EngineError(gpu_mend(" ".join(str(error).split())[:300])) from error
 
@@ -123,11 +130,26 @@ class OnnxRuntimeCudaEngine(SessionEngine):
         self._place = backend.place
         self._numbers = GraphNumbers()
         # A graph repeats its addresses, also those of what lies between: two runs must not mix.
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._of_thread = threading.local()
         try:
-            self.session = self._session(options)
+            with _calls.beside_others():
+                self.session = self._session(options)
         except Exception as error:
             self.fail("does not load", error)
+
+    @contextmanager
+    def turn(self, graph: str | None) -> Iterator[None]:
+        """For one run. The first that a thread makes of a graph captures it: onnxruntime keeps graphs by thread."""
+        captured: set[str] = self._of_thread.__dict__.setdefault("graphs", {_NO_GRAPH})
+        with self._lock:
+            if graph is None or graph in captured:
+                with _calls.beside_others():
+                    yield
+            else:
+                with _calls.alone():
+                    yield
+                captured.add(graph)
 
     def _session(self, options: Any) -> Any:
         try:
@@ -177,13 +199,14 @@ class _BoundCall(Call):
         self._engine = engine
         self._binding = binding
         self._buffers = buffers  # their memory lives as long as the call
+        self._graph = graph
         self._options = ort.RunOptions()
         if graph is not None:
             self._options.add_run_config_entry(_GRAPH, graph)
 
     def run(self) -> None:
         try:
-            with self._engine.lock:
+            with self._engine.turn(self._graph):
                 self._engine.session.run_with_iobinding(self._binding, self._options)
         except Exception as error:
             self._engine.fail("failed", RuntimeError(gpu_mend(str(error))).with_traceback(error.__traceback__))

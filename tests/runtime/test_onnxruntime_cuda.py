@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 from mc_runtime import Runtime
 from mc_runtime.backends import registry
-from mc_runtime.backends.base import Settings
+from mc_runtime.backends.base import Buffer, Settings
 from mc_runtime.backends.onnxruntime_cuda import CUDA, GraphNumbers, OnnxRuntimeCudaBackend, Place
 from mc_runtime.backends.registry import create_backend
 from mc_runtime.bundle.store import open_bundle
@@ -145,6 +148,50 @@ def test_an_engine_that_cannot_be_captured_runs_without(bundle: Path, monkeypatc
     engine = load(backend, bundle, "vae_decoder")
     assert asked == [[("CPUExecutionProvider", {"enable_cuda_graph": "1"})], [("CPUExecutionProvider", {})]]
     assert engine.run({"latents": backend.to_device(LATENTS)})["pixels"].shape == (2, 16, 24, 3)
+
+
+OTHERS: dict[str, Callable[[OnnxRuntimeCudaBackend, Path, Buffer], object]] = {
+    "memory": lambda backend, bundle, buffer: backend.allocate((7,), "float32"),
+    "upload": lambda backend, bundle, buffer: backend.write(buffer, np.float32(1)),
+    "download": lambda backend, bundle, buffer: backend.to_host(buffer),
+    "load": lambda backend, bundle, buffer: load(backend, bundle, "vae_decoder"),
+    "run": lambda backend, bundle, buffer: load(backend, bundle, "vae_decoder").run({"latents": buffer}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_other_threads_ask_nothing_of_cuda_while_a_graph_is_captured(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, other: str, graphs: bool
+) -> None:
+    """onnxruntime captures in CUDA's global mode: what another thread asks for meanwhile fails, and so does the capture. It
+    captures the first time that a thread runs a graph's number."""
+    backend = OnnxRuntimeCudaBackend(Settings(threads=1), NUMBERED if graphs else HERE)
+    engine, buffer = load(backend, bundle, "vae_decoder"), backend.to_device(LATENTS)
+    call = engine.bind({"latents": backend.to_device(LATENTS)}, {"pixels": backend.empty((2, 16, 24, 3))})
+    run = engine.session.run_with_iobinding
+
+    def runs(first: bool) -> None:
+        done: list[str] = []
+        thread = threading.Thread(target=lambda: (OTHERS[other](backend, bundle, buffer), done.append("other")))
+
+        def meanwhile(binding: object, options: object) -> None:
+            thread.start()
+            thread.join(0.3 if first and graphs else 30)
+            done.append("run")
+            run(binding, options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.session, "run_with_iobinding", meanwhile)
+            call.run()
+        thread.join()
+        assert done == (["run", "other"] if first and graphs else ["other", "run"])
+
+    runs(first=True)
+    runs(first=False)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(runs, first=True).result()
+        pool.submit(runs, first=False).result()
 
 
 def test_a_provider_that_does_not_load_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
