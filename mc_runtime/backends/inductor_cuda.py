@@ -263,7 +263,11 @@ class Graphs:
     def capture(self, launches: Launches) -> Launches:
         """See `Recorder.capture`. Other threads may go on loading engines meanwhile, hence the capture's mode."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        # The outer one is for a capture that fails: torch's own does not leave its stream where it cannot be ended.
+        with (
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             launches()
         replay: Launches = graph.replay
         return replay

@@ -123,6 +123,44 @@ def test_rows_are_laid_side_by_side_on_the_gpu(
     np.testing.assert_array_equal(made.native[0, 0, 0].numpy(), result[0].numpy())
 
 
+@pytest.mark.parametrize("where", ["launch", "end"])
+def test_a_capture_that_fails_leaves_the_thread_on_its_stream(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """torch's own context does not, where the capture cannot be ended; what is launched next would be in no order."""
+    now = ["usual"]
+
+    class OnStream:
+        def __init__(self, stream: str) -> None:
+            self._stream = stream
+
+        def __enter__(self) -> None:
+            self._before, now[0] = now[0], self._stream
+
+        def __exit__(self, *error: object) -> None:
+            now[0] = self._before
+
+    class Graph:
+        def capture_begin(self, *pool: object, **options: object) -> None:
+            assert now[0] == "of captures"
+
+        def capture_end(self) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def launches() -> None:
+        if where == "launch":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    stand_ins = {
+        "Stream": lambda: "of captures", "stream": OnStream, "CUDAGraph": Graph, "graph_pool_handle": lambda: (0, 1),
+        "synchronize": lambda: None, "empty_cache": lambda: None,
+    }  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    with pytest.raises(RuntimeError, match="during capture"):
+        inductor_cuda.Graphs().capture(launches)
+    assert now == ["usual"]
+
+
 def test_weights_lie_where_compiled_kernels_load_vectors() -> None:
     whole = torch.zeros(64, dtype=torch.uint8)
     start = -whole.data_ptr() % 16
