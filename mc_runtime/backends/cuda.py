@@ -112,9 +112,10 @@ class Stream:
 
     def upload(self, memory: Memory, array: Array, at: int = 0) -> None:
         """Copy a contiguous array to the GPU, to byte `at` of a piece of memory, in the order of the launches; the array may
-        change as soon as this returns: CUDA has pageable memory copied out of the way by then."""
+        change as soon as this returns, hence the wait: CUDA does not promise to have read pageable memory before the copy."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check(self._cuda, self._cuda.cudaMemcpyAsync(memory.address + at, array.ctypes.data, array.nbytes, kind, self._handle))
+        self.wait()
 
     def copy(self, target: Memory, source: Memory, size: int, offset: int = 0, at: int = 0) -> None:
         """Copy bytes on the GPU, from `offset` on to `at`, in the order of the launches."""

@@ -94,11 +94,7 @@ class FakeCuda:
         for address in {1: [target], 2: [source], 3: [source, target]}[kind]:
             start = max(base for base in self.memory if base <= address)
             assert address + size <= start + self.memory[start].nbytes, "past the end"
-        if kind == 1:
-            taken = ctypes.string_at(source, size)  # pageable memory is copied out of the way at once
-            self.enqueue(stream, lambda: ctypes.memmove(target, taken, size))
-        else:
-            self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
+        self.enqueue(stream, lambda: ctypes.memmove(target, source, size))  # CUDA does not say when it reads the host's memory
         return (SUCCESS,)
 
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[int]:  # noqa: N802

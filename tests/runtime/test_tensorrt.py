@@ -61,11 +61,13 @@ def test_rows_are_laid_side_by_side_on_the_gpu(gpu: Gpu, target: str, monkeypatc
 @pytest.mark.parametrize("target", TARGETS)
 def test_whether_numbers_are_finite_is_asked_without_waiting_for_what_comes_after(gpu: Gpu, target: str) -> None:
     backend = gpu.backend(target)
-    buffer = backend.to_device(np.full((2, 3), np.inf, np.float32))
+    buffer = backend.empty((2, 3))
+    table = backend.table(np.broadcast_to(np.array([np.inf, 1, np.nan], np.float32)[:, None, None], (3, 2, 3)))
+    backend.select(buffer, table, 0)
     first = backend.ask_finite(buffer)
-    backend.write(buffer, np.float32(1))
+    backend.select(buffer, table, 1)
     second = backend.ask_finite(buffer)
-    backend.write(buffer, np.float32(np.nan))
+    backend.select(buffer, table, 2)
     (queue,) = (queue for queue in gpu.cuda.queues.values() if queue)
     asked = len(queue)
     assert not first()
@@ -222,11 +224,9 @@ def test_two_threads_do_not_compute_in_the_shared_memory_at_once(gpu: Gpu, targe
 def test_a_context_is_left_alone_while_a_run_of_it_is_under_way(gpu: Gpu, target: str) -> None:
     backend = gpu.backend(target)
     engine = gpu.load(backend)
-    outputs = []
-    for batch in (2, 8):
-        inputs, expected = inputs_of(backend, batch)
-        outputs.append((engine.run(inputs)["next"], expected))  # nobody has waited for the one before
-    for output, expected in outputs:
+    asked = [inputs_of(backend, batch) for batch in (2, 8)]
+    outputs = [engine.run(inputs)["next"] for inputs, _ in asked]  # nobody has waited for the one before
+    for output, (_, expected) in zip(outputs, asked, strict=True):
         np.testing.assert_array_equal(backend.to_host(output), expected)
 
 
