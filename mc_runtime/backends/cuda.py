@@ -29,8 +29,17 @@ def load_cuda() -> Any:
 
 
 def this_gpu(cuda: Any) -> Gpu | None:
-    """The GPU that this process would use, or None where there is none, or no driver for it."""
+    """The GPU that this process would use, or None where there is none, or no driver for it.
+
+    Raises:
+        EngineError: there is a driver, and CUDA does not work with it.
+    """
     status, count = cuda.cudaGetDeviceCount()
+    if int(status) not in (0, int(cuda.cudaError_t.cudaErrorNoDevice)) and check(cuda, cuda.cudaDriverGetVersion())[0]:
+        try:
+            check(cuda, (status,))
+        except EngineError as error:
+            raise EngineError(f"{error}; or {_INSTALL}") from None
     if int(status) or not count:
         return None
     (device,) = check(cuda, cuda.cudaGetDevice())

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-SUCCESS, OUT_OF_MEMORY, BAD_CAPTURE = 0, 2, 900
+SUCCESS, OUT_OF_MEMORY, OLD_DRIVER, BAD_CAPTURE = 0, 2, 35, 900
 
 
 class FakeCuda:
@@ -31,10 +31,12 @@ class FakeCuda:
     cudaMemcpyKind = IntEnum(  # noqa: N815
         "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
     )
+    cudaError_t = IntEnum("cudaError_t", {"cudaErrorNoDevice": 100})  # noqa: N815
     cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})  # noqa: N815
 
     def __init__(self, room: int = 1 << 20, capability: tuple[int, int] = (8, 9), devices: int = 1) -> None:
         self.room, self.capability, self.devices = room, capability, devices
+        self.driver = 13010 if devices else 0
         self.memory: dict[int, np.ndarray[Any, Any]] = {}
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self.recording: dict[int, list[Callable[[], None]]] = {}
@@ -45,8 +47,12 @@ class FakeCuda:
         self.captures_fail = False
         self.launched_graphs = 0
 
-    def cudaGetDeviceCount(self) -> tuple[int, int]:  # noqa: N802  # CUDA's names, here and below
-        return (SUCCESS if self.devices else 35), self.devices
+    def cudaGetDeviceCount(self) -> tuple[int, int | None]:  # noqa: N802  # CUDA's names, here and below
+        """Without a driver CUDA says the same as with one that is too old."""
+        return (SUCCESS, self.devices) if self.devices and self.driver >= 13000 else (OLD_DRIVER, None)
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:  # noqa: N802
+        return SUCCESS, self.driver
 
     def cudaGetDevice(self) -> tuple[int, int]:  # noqa: N802
         return SUCCESS, 0
@@ -59,7 +65,8 @@ class FakeCuda:
         return SUCCESS, self.room - self.used, self.room
 
     def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:  # noqa: N802
-        return SUCCESS, {OUT_OF_MEMORY: b"out of memory"}.get(status, b"something else")
+        said = {OUT_OF_MEMORY: b"out of memory", OLD_DRIVER: b"CUDA driver version is insufficient for CUDA runtime version"}
+        return SUCCESS, said.get(status, b"something else")
 
     @property
     def used(self) -> int:

@@ -73,11 +73,17 @@ def test_a_full_memory_is_said_with_its_mend(gpu: Gpu) -> None:
 
 
 def test_without_a_gpu(gpu: Gpu) -> None:
-    gpu.cuda.devices = 0
+    gpu.cuda.devices = gpu.cuda.driver = 0
     assert this_gpu(gpu.cuda) is None
     for target in TARGETS:
         with pytest.raises(EngineError, match=f"{target} engines run on an NVIDIA GPU, and there is none here"):
             gpu.backend(target)
+
+
+def test_a_driver_that_is_too_old_is_not_taken_for_none(gpu: Gpu) -> None:
+    gpu.cuda.driver = 12080
+    with pytest.raises(EngineError, match=r"driver is too old .* or pip install cuda-bindings, of your driver's CUDA"):
+        gpu.backend()
 
 
 def test_the_cpu_is_no_device_of_theirs(gpu: Gpu) -> None:
