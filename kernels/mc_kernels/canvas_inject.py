@@ -154,10 +154,10 @@ def canvas_inject_kernel(
             largest = tl.maximum(
                 tl.max(tl.where(mask_a, tl.abs(u_a), 0.0), axis=0), tl.max(tl.where(mask_z, tl.abs(u_z), 0.0), axis=0)
             )
-            row_scale = tl.maximum(largest, 1e-12) / 448.0
+            row_scale = tl.div_rn(tl.maximum(largest, 1e-12), 448.0)  # `/` is off by up to two in the last place on a GPU
             tl.store(row_scale_ptr, row_scale)
-            u_a = tl.clamp(u_a / row_scale, -448.0, 448.0)
-            u_z = tl.clamp(u_z / row_scale, -448.0, 448.0)
+            u_a = tl.clamp(tl.div_rn(u_a, row_scale), -448.0, 448.0)
+            u_z = tl.clamp(tl.div_rn(u_z, row_scale), -448.0, 448.0)
         store_row(u_ptr, a, u_a, mask_a)
         store_row(u_ptr, z, u_z, mask_z)
         x_ptr += stride

@@ -11,7 +11,8 @@ float32 and is rounded once more, to x's type. So results agree within float32's
 
 On CUDA the product is `torch._scaled_mm` with scales by row and by column: bfloat16 out, K and N multiples of 16, compute
 capability 8.9; sums are not the tensor cores' short ones (`use_fast_accum=False`), since the reference's are not. In a package
-the first two lines are plain operators, which the compiler may fuse with the norm before them.
+the first two lines are plain operators, which the compiler may fuse with the norm before them, and whose divisions it may leave
+off by up to two in the last place, as Triton's own are.
 """
 
 from __future__ import annotations
