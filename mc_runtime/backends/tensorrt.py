@@ -50,8 +50,7 @@ class TensorRtBackend(PooledBackend):
         self.library = TRT_LIBRARIES[self.name]
         self.trt = self.library.load()
         self._cuda = load_cuda()
-        self._gpu = this_gpu(self._cuda)
-        if self._gpu is None:
+        if this_gpu(self._cuda) is None:
             raise EngineError(
                 f"this bundle's {self.name} engines run on an NVIDIA GPU, and there is none here, or no driver for it; use a "
                 "machine with one, or build the bundle for another target"
@@ -71,7 +70,7 @@ class TensorRtBackend(PooledBackend):
         """See `Backend.check`: version, GPU and memory, from the manifest; then the plan's own header."""
         plan = TrtPlan.of(component, spec)
         plan.check_version(files[0], self.name, str(self.trt.__version__))
-        plan.check_gpu(files[0], self.name, self._gpu)
+        plan.check_gpu(files[0], self.name, this_gpu(self._cuda))  # what is free now
         if hasattr(self.runtime, "get_engine_validity"):
             try:
                 with files[0].open("rb") as file:

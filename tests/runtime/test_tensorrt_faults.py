@@ -72,6 +72,16 @@ def test_a_full_memory_is_said_with_its_mend(gpu: Gpu) -> None:
         gpu.backend().empty((1 << 20,))
 
 
+def test_what_engines_before_it_took_is_not_free(gpu: Gpu) -> None:
+    gpu.cuda.room = 1000
+    backend = gpu.backend()
+    weights = backend.stream.allocate((600,), "int8")
+    with pytest.raises(EngineError, match=r"step\.engine: its weights need .* are free on NVIDIA Fake"):
+        gpu.load(backend, gpu_bytes=500)
+    del weights
+    gpu.load(backend, gpu_bytes=500)
+
+
 def test_without_a_gpu(gpu: Gpu) -> None:
     gpu.cuda.devices = gpu.cuda.driver = 0
     assert this_gpu(gpu.cuda) is None
