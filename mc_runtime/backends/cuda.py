@@ -110,6 +110,12 @@ class Stream:
         self._cuda = cuda
         (self._handle,) = check(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
 
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.settle()  # for contexts that are collected with it, and may go later
+            self._cuda.cudaStreamDestroy(self._handle)  # at exit its error says nothing
+            self._handle = None
+
     @property
     def handle(self) -> int:
         """What engine libraries take."""
@@ -155,7 +161,8 @@ class Stream:
 
     def settle(self) -> None:
         """The same for whoever cannot raise: at exit the error says nothing, and otherwise comes up in the next call."""
-        self._cuda.cudaStreamSynchronize(self._handle)
+        if self._handle is not None:
+            self._cuda.cudaStreamSynchronize(self._handle)
 
     def captured(self, launches: Callable[[], None], replayed_on: Stream) -> Callable[[], None]:
         """The launches, recorded on this stream, as one CUDA graph for another; other threads may go on loading engines

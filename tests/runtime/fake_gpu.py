@@ -45,7 +45,7 @@ class FakeCuda:
         self.events: dict[int, bool] = {}
         self.capturing: set[int] = set()
         self.captures_fail = False
-        self.launched_graphs = 0
+        self.launched_graphs = self.made = 0
 
     def cudaGetDeviceCount(self) -> tuple[int, int | None]:  # noqa: N802  # CUDA's names, here and below
         """Without a driver CUDA says the same as with one that is too old."""
@@ -93,9 +93,14 @@ class FakeCuda:
         return (SUCCESS,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:  # noqa: N802
-        handle = 100 + len(self.queues)
+        self.made += 1
+        handle = 100 + self.made
         self.queues[handle] = []
         return SUCCESS, handle
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:  # noqa: N802
+        del self.queues[stream]
+        return (SUCCESS,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
         for address in {1: [target], 2: [source], 3: [source, target]}[kind]:

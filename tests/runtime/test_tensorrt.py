@@ -291,9 +291,11 @@ def test_memory_goes_back_when_all_is_gone(gpu: Gpu) -> None:
     inputs, _ = inputs_of(backend, 2)
     engine.run(inputs)
     assert gpu.cuda.used > 0
+    gpu.trt.contexts.clear()
     del backend, engine, inputs
     gc.collect()
     assert gpu.cuda.used == 0
+    assert not gpu.cuda.queues, "streams"
 
 
 def test_a_capture_that_raises_leaves_the_stream_usable() -> None:
