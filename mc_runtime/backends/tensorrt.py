@@ -80,7 +80,8 @@ class TensorRtBackend(PooledBackend):
             validity, diagnostics = self.runtime.get_engine_validity(header)
             if validity == self.trt.EngineValidity.INVALID:
                 bits = {name: int(bit) for name, bit in self.trt.EngineInvalidityDiagnostics.__members__.items()}
-                raise EngineError(f"{files[0]}: {why_invalid(int(diagnostics), bits)}")
+                said = f" ({self.log.take()})" if self.log.errors else ""
+                raise EngineError(f"{files[0]}: {why_invalid(int(diagnostics), bits)}{said}")
 
     @collecting_nothing
     def load(self, component: str, files: tuple[Path, ...], spec: EngineSpec) -> Engine:

@@ -222,7 +222,13 @@ class FakeTrt:
 
     def Runtime(self, log: Any) -> Any:  # noqa: N802
         runtime = SimpleNamespace(engine_header_size=4)
-        runtime.get_engine_validity = lambda header: (self.EngineValidity(2 if self.diagnostics else 1), self.diagnostics)
+
+        def validity(header: Any) -> tuple[Any, int]:
+            if self.diagnostics:
+                log.log(self.ILogger.ERROR, "what the library\n found")
+            return self.EngineValidity(2 if self.diagnostics else 1), self.diagnostics
+
+        runtime.get_engine_validity = validity
 
         def deserialize(data: Any) -> Any:
             if bytes(data[:4]) != b"plan":

@@ -35,8 +35,11 @@ def test_a_plan_that_does_not_fit_is_refused_before_it_is_read(gpu: Gpu, options
 
 def test_what_the_library_thinks_of_a_plan_is_said_with_its_mend(gpu: Gpu) -> None:
     gpu.trt.diagnostics = 4
-    with pytest.raises(EngineError, match=r"step\.engine: the NVIDIA driver is too old for it: update the driver"):
-        gpu.backend().check("step", (gpu.plan,), SPEC)
+    backend = gpu.backend()
+    said = r"step\.engine: the NVIDIA driver is too old for it: update the driver \(what the library found\)"
+    with pytest.raises(EngineError, match=said):
+        backend.check("step", (gpu.plan,), SPEC)
+    assert not backend.log.errors, "what was said of it is not said of a later fault"
     with pytest.raises(EngineError, match="cannot be read"):
         gpu.backend().check("step", (gpu.folder / "not there",), SPEC)
 
