@@ -264,10 +264,22 @@ class Graphs:
         """See `Recorder.capture`. Other threads may go on loading engines meanwhile, hence the capture's mode."""
         graph = torch.cuda.CUDAGraph()
         # The outer one is for a capture that fails: torch's own does not leave its stream where it cannot be ended.
-        with (
-            torch.cuda.stream(self._stream),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            launches()
+        with torch.cuda.stream(self._stream):
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    launches()
+            except BaseException:
+                self._give_up()
+                raise
         replay: Launches = graph.replay
         return replay
+
+    def _give_up(self) -> None:
+        """Does what torch leaves undone where a capture cannot be ended: its allocator goes on as inside it, and then refuses
+        every later capture, and to give back memory."""
+        device = torch.cuda.current_device()
+        try:
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+        except RuntimeError:  # it is done: what failed came later
+            return
+        torch._C._cuda_releasePool(device, self._pool)

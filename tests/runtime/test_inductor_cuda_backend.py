@@ -123,10 +123,11 @@ def test_rows_are_laid_side_by_side_on_the_gpu(
     np.testing.assert_array_equal(made.native[0, 0, 0].numpy(), result[0].numpy())
 
 
-@pytest.mark.parametrize("where", ["launch", "end"])
-def test_a_capture_that_fails_leaves_the_thread_on_its_stream(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """torch's own context does not, where the capture cannot be ended; what is launched next would be in no order."""
-    now = ["usual"]
+@pytest.mark.parametrize("where", ["launch", "end", "afterwards"])
+def test_a_capture_that_fails_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """torch's own context does not: where the capture cannot be ended, the thread stays on the capture's stream, so that what
+    it launches next is in no order, and the allocator goes on as in a capture, so that no later one begins."""
+    now, underway, uses = ["usual"], set(), [0]
 
     class OnStream:
         def __init__(self, stream: str) -> None:
@@ -139,11 +140,30 @@ def test_a_capture_that_fails_leaves_the_thread_on_its_stream(monkeypatch: pytes
             now[0] = self._before
 
     class Graph:
-        def capture_begin(self, *pool: object, **options: object) -> None:
+        def capture_begin(self, pool: tuple[int, int], **options: object) -> None:
             assert now[0] == "of captures"
+            assert pool not in underway
+            underway.add(pool)
+            uses[0] += 1
+            self._pool = pool
 
         def capture_end(self) -> None:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            if where != "afterwards":
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            end(0, self._pool)
+            release(0, self._pool)  # what goes with such a graph
+            raise RuntimeError("out of memory after the capture")
+
+    def end(device: int, pool: tuple[int, int]) -> None:
+        if pool not in underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        underway.remove(pool)
+
+    def release(device: int, pool: tuple[int, int]) -> None:
+        uses[0] -= 1
+
+    def empty_cache() -> None:
+        assert not underway, "captures_underway.empty() INTERNAL ASSERT FAILED"
 
     def launches() -> None:
         if where == "launch":
@@ -151,14 +171,18 @@ def test_a_capture_that_fails_leaves_the_thread_on_its_stream(monkeypatch: pytes
 
     stand_ins = {
         "Stream": lambda: "of captures", "stream": OnStream, "CUDAGraph": Graph, "graph_pool_handle": lambda: (0, 1),
-        "synchronize": lambda: None, "empty_cache": lambda: None,
+        "synchronize": lambda: None, "empty_cache": empty_cache, "current_device": lambda: 0,
     }  # fmt: skip
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
-    with pytest.raises(RuntimeError, match="during capture"):
-        inductor_cuda.Graphs().capture(launches)
-    assert now == ["usual"]
+    below = {"_host_emptyCache": lambda: None, "_cuda_endAllocateToPool": end, "_cuda_releasePool": release}
+    for name, stand_in in below.items():
+        monkeypatch.setattr(torch._C, name, stand_in, raising=False)
+    graphs = inductor_cuda.Graphs()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"(during|after the) capture"):
+            graphs.capture(launches)
+        assert (now, underway, uses) == (["usual"], set(), [0])
 
 
 def test_weights_lie_where_compiled_kernels_load_vectors() -> None:
