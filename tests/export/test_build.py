@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mc_export.build import BuildEvent, BuildOptions, BuildReport, EngineChoice, State, build_bundle
 from mc_export.build import verify as verify_module
@@ -210,6 +212,30 @@ def test_what_a_checkpoint_cannot_do_is_refused(checkpoint: Path, tmp_path: Path
     with pytest.raises(RequestError) as caught:
         build_bundle(checkpoint, tmp_path / "bundle", BuildOptions(**arguments))
     assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compute_capabilities": ("9.9",)}, "--compute-capability 9.9: tensorrt-rtx builds for"),
+        ({"compute_capabilities": ("8.0",)}, "--compute-capability 8.0: fp8 needs compute capability 8.9"),
+        ({"calibration": Path("missing.json")}, "missing.json: no such file"),
+        ({"target": "inductor-cuda"}, "inductor-cuda compiles on the GPU it is for"),
+    ],
+)
+def test_what_a_later_engine_cannot_be_is_said_before_the_first_is_built(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
+) -> None:
+    """The planner is built first, for many minutes where it is large; the step's refusal must not wait for it."""
+    if (target := options.pop("target", "tensorrt-rtx")) == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx")
+    elif torch.cuda.is_available():
+        pytest.skip("there is a GPU to compile on")
+    monkeypatch.setattr("mc_export.build.placing.make_engine", lambda part, *_: pytest.fail(f"{part.component} was built"))
+    engines = {"step": EngineChoice(target, Precision.FP8)}
+    with pytest.raises((RequestError, EngineError), match=re.escape(message)):
+        build_bundle(checkpoint, tmp_path / "bundle", BuildOptions(engines=engines, force=True, **options))
     assert list(tmp_path.iterdir()) == []
 
 

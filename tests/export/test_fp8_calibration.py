@@ -184,7 +184,9 @@ def test_what_is_no_file_is_not_waited_for_and_a_file_is_replaced_whole(record: 
     assert not list(tmp_path.glob(".mc-runtime*"))
 
 
-def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, checkpoints: dict[str, Checkpoint]) -> None:
+def test_a_program_that_loses_too_much_is_not_built(
+    record: CalibrationRecord, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
     measured = record.of("planner", Activations.ROWS, record.sha256)
     program = program_of(checkpoints["metacanvas"], "planner", calibration_inputs(checkpoints["metacanvas"], "planner"))
     hopeless: Sensitivity = replace(
@@ -192,6 +194,10 @@ def test_a_program_that_loses_too_much_is_not_built(record: CalibrationRecord, c
     )
     with pytest.raises(EngineError, match=r"no layers in FP8 lose as little as 0\.06.*build it in bf16"):
         apply_fp8(program, hopeless)
+    replace(record, measured=(hopeless,)).save(tmp_path / "fp8.json")
+    choice = LayerChoice(checkpoints["metacanvas"], tmp_path / "fp8.json", force=False)
+    with pytest.raises(EngineError, match="no layers in FP8 lose as little"):  # before anything is loaded
+        choice.facts("planner", EngineChoice("inductor-cuda", Precision.FP8))
     other = replace(measured, sites=(replace(measured.sites[1], layers=("planner.missing",), kept=None),))
     with pytest.raises(RequestError, match=r"a layer planner.missing that this program has not"):
         apply_fp8(program, other)

@@ -87,6 +87,9 @@ def _fill(
     parts = parts_of(checkpoint, limits, options)
     refuse_limited(checkpoint.backbone, [part.component for part in parts], options)
     placing = Placing(stage, checkpoint, options, sizes, ProgressLog(progress, _announced(parts, options)))
+    for part in parts:
+        for choice in (options.choice(part.component), *((options.fallback,) if options.fallback else ())):
+            placing.check(part.component, choice)
     hashes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     spare: dict[str, Engine] = {}

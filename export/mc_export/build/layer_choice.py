@@ -13,7 +13,7 @@ from mc_export.build.options import EngineChoice
 from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import takes_programs
 from mc_export.program.base import Program
-from mc_export.quantize.fp8.apply import apply_fp8
+from mc_export.quantize.fp8.apply import apply_fp8, check_within_loss
 from mc_export.quantize.fp8.layers import Activations
 from mc_export.quantize.fp8.record import CalibrationRecord, Sensitivity
 from mc_export.quantize.fp8.sensitivity import loss_of
@@ -49,9 +49,12 @@ class LayerChoice:
 
         Raises:
             RequestError: the file is not readable, or has nothing on this engine.
+            EngineError: by the file, no layers can be within the loss.
         """
         activations = activations_of(choice)
         found = self._given(component, activations)
+        if found is not None:
+            check_within_loss(found)
         return {"layers": encode(found) if found else [activations, loss_of(component, activations), self.checkpoint.sha256]}
 
     def apply(

@@ -21,7 +21,7 @@ from mc_export.build.usual import plan_wishes
 from mc_export.checkpoint.checkpoint import Checkpoint
 from mc_export.lower import Calibration, target_facts
 from mc_export.lower.tensorrt import builds_plans, plan_facts
-from mc_runtime.bundle.manifest import Engine, Sizes
+from mc_runtime.bundle.manifest import Component, Engine, Sizes
 
 ENGINES = "engines"
 FALLBACK = "fallback"
@@ -44,12 +44,25 @@ class Placing:
     keys: list[str] = field(default_factory=list)
     reports: list[EngineReport] = field(default_factory=list)
 
+    def check(self, component: Component, choice: EngineChoice) -> None:
+        """Raises what `place` would for this choice of any program: better before other engines are built, for many minutes.
+
+        Raises:
+            RequestError: no plan is built for a compute capability that was named, or the calibration has nothing on it.
+            EngineError: this machine lacks what the target needs, or no layers can be within the loss.
+        """
+        target_facts(choice.target, choice.precision)
+        if builds_plans(choice.target):
+            plan_facts(choice.target, self.options.compute_capabilities, choice.precision)
+        if layers := self._layers(choice):
+            layers.facts(component, choice)
+
     def place(self, part: Part, facts: Mapping[str, object], choice: EngineChoice, folder: str) -> Engine:
         """Copies one engine into a folder of the bundle, building it first if the cache has none."""
         start = time.monotonic()
         component, force = part.component, self.options.force
         name = component if folder == ENGINES else fallback_name(component)
-        layers = LayerChoice(self.checkpoint, self.options.calibration, force) if choice.is_by_layer else None
+        layers = self._layers(choice)
         graph_facts = {**facts, "graph": graph_of(choice), **(layers.facts(component, choice) if layers else {})}
         graph_key = "" if force else content_key(graph_facts)
         target = target_facts(choice.target, choice.precision)
@@ -88,6 +101,9 @@ class Placing:
         self.keys.append(key)
         self.reports.append(self._report(name, engine, state, time.monotonic() - start, entry.notes.get("states", {})))
         return engine
+
+    def _layers(self, choice: EngineChoice) -> LayerChoice | None:
+        return LayerChoice(self.checkpoint, self.options.calibration, self.options.force) if choice.is_by_layer else None
 
     def _calibrate(self, component: str) -> Calibration:
         from mc_export.quantize.calibration import calibration_inputs
