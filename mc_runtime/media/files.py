@@ -46,15 +46,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def check_writable(path: Path, *, folder: bool = False) -> None:
     """Whether a file, or with `folder` a directory, can be written at `path`, before the work is done. Raises OutputError."""
     try:
-        if path.is_dir() and not folder:
-            raise OutputError(f"{path}: is a directory; name a file in it")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
+        place = _real(path)
+        if not folder:
+            _refuse_what_is_no_file(path)
+        if not place.parent.is_dir():
+            raise OutputError(f"{path}: there is no directory {place.parent}; make it first")
         # A file is written beside its place and moved there: its directory must take new files in any case.
-        places = (path.parent, path) if path.exists() else (path.parent,)
+        places = (place.parent, place) if place.exists() else (place.parent,)
     except OSError as error:  # the name is too long
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
-    if not all(os.access(place, os.W_OK) for place in places):
+    if not all(os.access(one, os.W_OK) for one in places):
         raise OutputError(f"{path}: not writable; choose another place or change its permissions")
 
 
@@ -62,16 +63,18 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the place of `path` only when the block ends without an error.
 
+    A symbolic link stays one, and what it leads to is replaced.
+
     Raises OutputError where the place cannot be written, or the block raises OSError (a full disk).
     """
-    unfinished = path.with_name(f".mc-runtime.{secrets.token_hex(8)}.part")  # a name that is never too long
+    place = _real(path)
+    unfinished = place.with_name(f".mc-runtime.{secrets.token_hex(8)}.part")  # a name that is never too long
     try:
-        if path.is_dir():
-            raise OutputError(f"{path}: is a directory; name a file in it")
-        if path.exists() and not os.access(path, os.W_OK):
+        _refuse_what_is_no_file(path)
+        if place.exists() and not os.access(place, os.W_OK):
             raise OutputError(f"{path}: not writable; choose another place or change its permissions")
         yield unfinished
-        unfinished.replace(path)
+        unfinished.replace(place)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({_reason(error)}); choose another place") from error
     finally:
@@ -83,6 +86,22 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes beside the place and moves it there, so that nobody ever sees half a file. Raises OutputError."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def _real(path: Path) -> Path:
+    """The place behind symbolic links. Raises OutputError."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise OutputError(f"{path}: its symbolic links go in circles; choose another name") from None
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Raises OutputError where something is there that a file must not take the place of, as of `/dev/null`."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is a pipe or a device, which would be lost; name a file")
 
 
 def _reason(error: BaseException) -> str:

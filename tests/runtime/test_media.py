@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from mc_runtime.errors import EngineError, OutputError, RequestError
 from mc_runtime.media import contact_sheet, pixels_to_images, read_metadata, save_image
+from mc_runtime.media.files import check_writable
 from mc_runtime.media.metadata import LONGEST_TEXT
 
 METADATA = {"prompt": 'a "red" circle, 猫', "seed": 7, "size": [4, 6], "guidance": 4.5, "negative_prompt": ""}
@@ -128,6 +130,31 @@ def test_a_name_of_the_longest_length(tmp_path: Path) -> None:
     path = tmp_path / ("猫" * 83 + ".png")  # 253 bytes
     save_image(Image.new("RGB", (2, 2)), path)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_pipes_and_devices_are_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    for place in (tmp_path / "pipe.png", tmp_path / "link.png"):
+        for write in (check_writable, lambda place: save_image(picture(), place)):
+            with pytest.raises(OutputError, match=r"pipe or a device.*name a file"):
+                write(place)
+    assert (tmp_path / "pipe.png").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.png", "pipe.png"]
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "latest.png").symlink_to("there/1.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for _ in range(2):
+        check_writable(tmp_path / "latest.png")
+        save_image(picture(), tmp_path / "latest.png")
+        assert (tmp_path / "latest.png").is_symlink()
+        assert [path.name for path in (tmp_path / "there").iterdir()] == ["1.png"]
+    for write in (check_writable, lambda place: save_image(picture(), place)):
+        with pytest.raises(OutputError, match="in circles"):
+            write(tmp_path / "loop.png")
 
 
 def test_an_existing_picture_is_replaced(tmp_path: Path) -> None:
