@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mc_runtime.cli import build_half, options
 from mc_runtime.cli.demo import checkpoint_path
 from mc_runtime.cli.output import Progress, print_json, progress_bar, seconds, size_of
 from mc_runtime.cli.signals import raise_if_interrupted
+from mc_runtime.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ def command(
       mc-runtime build ./checkpoint -o ./bundle --lora-rank 16
       mc-runtime build ./checkpoint -o ./bundle --target openvino --precision bf16 --cache
     """
+    for component, count in Counter(each.component for each in engines).items():
+        if count > 1:
+            raise RequestError(f"--engine {component}: is given twice; say one target and precision for it")
     named = tuple(each.strip() for each in capabilities.split(",")) if capabilities else ()
     choices = BuildChoices(
         checkpoint_path(checkpoint), output, target, precision, engines, sizes, max_batch, lora_rank,

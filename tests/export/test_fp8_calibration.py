@@ -207,6 +207,8 @@ def test_a_program_that_loses_too_much_is_not_built(
     ({"engines": {"vae_decoder": EngineChoice("tensorrt-rtx", Precision.FP8)}}, "planner and step; take tensorrt-rtx:bf16"),
     ({"target": "tensorrt-rtx", "precision": Precision.FP8, "step_cache": True}, "step=tensorrt-rtx:bf16, or leave --cache"),
     ({"calibration": Path("fp8.json")}, "--calibration: is of fp8 and int4 engines; say --precision fp8"),
+    ({"compute_capabilities": ("8.9",)}, "--compute-capability: .* no engine here is a plan; say --target tensorrt-rtx"),
+    ({"target": "inductor-cuda", "precision": Precision.FP8, "compute_capabilities": ("8.9",)}, "no engine here is a plan"),
     ({"target": "onnxruntime", "precision": Precision.FP8}, "onnxruntime has no fp8.*inductor-cuda:fp8"),
 ])  # fmt: skip
 def test_what_fp8_is_not_for_is_refused(options: dict[str, Any], said: str) -> None:

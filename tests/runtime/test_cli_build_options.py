@@ -50,3 +50,10 @@ def test_a_fallback_that_is_none(asked: list[build.BuildChoices], given: str, me
     assert result.exit_code == 2
     assert message in result.stderr
     assert not asked
+
+
+def test_one_component_named_twice(asked: list[build.BuildChoices]) -> None:
+    result = run("--engine", "step=openvino:int8", "--engine", "planner=openvino:int8", "--engine", "step=openvino:bf16")
+    assert result.exit_code == 2
+    assert "--engine step: is given twice" in result.stderr
+    assert not asked

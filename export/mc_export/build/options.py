@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mc_runtime.backends.registry import runs_on_gpu
+from mc_runtime.backends.trt_libraries import TRT_LIBRARIES
 from mc_runtime.bundle.engines import LORA_SUFFIX, STEP, STEPS
 from mc_runtime.bundle.manifest import Component, Precision
 from mc_runtime.errors import RequestError
@@ -118,6 +119,11 @@ class BuildOptions:
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,2}\.\d", capability):
                 raise RequestError(f"compute capability {capability!r}: expected one such as 8.9")
+        if self.compute_capabilities and not any(self.choice(one).target in TRT_LIBRARIES for one in COMPONENTS):
+            raise RequestError(
+                "--compute-capability: is of TensorRT's plans, and no engine here is a plan; say --target tensorrt-rtx, or "
+                "leave it out"
+            )
         if not 0 <= self.lora_rank <= _MAX_LORA_RANK:
             raise RequestError(f"lora_rank must be 0 to {_MAX_LORA_RANK}, got {self.lora_rank}")
         if not 0 < self.cache_loss < 1:
