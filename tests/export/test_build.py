@@ -129,6 +129,7 @@ def test_another_scheduler_rebuilds_the_step_alone(checkpoint: Path) -> None:
 
 def test_force_builds_again(checkpoint: Path, report: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
+
     def noted(part, *arguments):
         made.append(part.component)
         return {"engine": json.loads(json.dumps(_entry_of(report, part.component, arguments[1]))), "seconds": 0.0}
@@ -206,6 +207,18 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(checkpoint: Path, report: Bu
         ({"sizes": ((30, 32),)}, "size 30x32: sides must be multiples of 4 from 8 to 256; the nearest is 32x32"),
         ({"sizes": ((4, 32),)}, "the nearest is 8x32"),
         ({"engines": {"text_encoder": EngineChoice("openvino", Precision.FP32)}}, "it has planner, step, vae_decoder"),
+        (
+            {"target": "tensorrt-rtx", "precision": Precision.FP8, "lora_rank": 4},
+            "planner and step cannot take one in fp8; say --engine planner=tensorrt-rtx:bf16 --engine step=tensorrt-rtx:bf16,",
+        ),
+        (
+            {"target": "openvino", "precision": Precision.INT8, "lora_rank": 4, "step_cache": True},
+            "planner and step cannot take one in int8; say --engine planner=openvino:fp32 --engine step=openvino:fp32, or",
+        ),
+        (
+            {"engines": {"step": EngineChoice("tensorrt-rtx", Precision.INT4)}, "lora_rank": 4},
+            "so step cannot take one in int4; say --engine step=tensorrt-rtx:bf16, or leave --lora-rank out",
+        ),
     ],
 )
 def test_what_a_checkpoint_cannot_do_is_refused(checkpoint: Path, tmp_path: Path, arguments: dict, message: str) -> None:

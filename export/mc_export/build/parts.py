@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -156,7 +156,7 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     """The engines to build, in the order of a request.
 
     Raises:
-        RequestError: the options name an engine that this checkpoint does not have.
+        RequestError: the options name an engine that this checkpoint does not have, or want LoRAs in one that takes none.
     """
     adapter, config = checkpoint.backbone, checkpoint.model_config
     width, context_width = adapter.width(config), adapter.prepared_context_width(config)
@@ -229,26 +229,44 @@ def parts_of(checkpoint: Checkpoint, limits: Limits, options: BuildOptions) -> l
     if not options.lora_rank:
         return parts
     read = {checkpoint.conditioning} if adapter.prepares_layers else set()
-    return parts + [_adapted(part, options) for part in parts if part.component in {"planner", *STEPS} | read]
+    taking = [part for part in parts if part.component in {"planner", *STEPS} | read]
+    _refuse_unadapted([part.component for part in taking], options)
+    return parts + [_adapted(part, options.lora_rank) for part in taking]
 
 
-def _adapted(part: Part, options: BuildOptions) -> Part:
-    """The same engine with LoRAs among its inputs.
+def _refuse_unadapted(components: Iterable[Component], options: BuildOptions) -> None:
+    """Holds the wish for LoRAs against the targets and precisions of the engines that would take them.
 
     Raises:
-        RequestError: it is to be quantized, or for a target whose kernels merge the layers that a LoRA would change.
+        RequestError: one is to be quantized, or for a target whose kernels merge the layers that a LoRA would change.
     """
-    choice, spare = options.choice(part.component), options.fallback
-    if choice.target in _WITHOUT_LORA:
-        raise RequestError(f"--lora-rank: {choice.target} merges layers that a LoRA changes one by one; take another target")
-    unmade = f"--lora-rank: a LoRA's products are not calibrated, so {part.component} cannot take one in"
-    if choice.is_quantized:
-        raise RequestError(
-            f"{unmade} {choice.precision}; say --engine {part.component}={choice.target}:fp32, or leave --lora-rank out"
+    # The parts of a step have its choice, and its name on the command line.
+    choices = {STEP if name in STEPS else name: options.choice(name) for name in components}
+    for choice in choices.values():
+        if choice.target in _WITHOUT_LORA:
+            raise RequestError(
+                f"--lora-rank: {choice.target} merges layers that a LoRA changes one by one; take another target"
+            )
+    unmade = "--lora-rank: a LoRA's products are not calibrated, so"
+    quantized = {name: choice for name, choice in choices.items() if choice.is_quantized}
+    if quantized:
+        precisions = " or ".join(dict.fromkeys(choice.precision.value for choice in quantized.values()))
+        instead = " ".join(
+            f"--engine {name}={choice.target}:{'bf16' if choice.is_by_layer else 'fp32'}" for name, choice in quantized.items()
         )
+        raise RequestError(
+            f"{unmade} {' and '.join(quantized)} cannot take one in {precisions}; say {instead}, or leave --lora-rank out"
+        )
+    spare = options.fallback
     if spare is not None and spare.is_quantized:
-        raise RequestError(f"{unmade} {spare.precision}; say --fallback {spare.target}:fp32, or leave --lora-rank out")
-    rank = options.lora_rank
+        raise RequestError(
+            f"{unmade} {' and '.join(choices)} cannot take one in {spare.precision}; say --fallback {spare.target}:fp32, or "
+            "leave --lora-rank out"
+        )
+
+
+def _adapted(part: Part, rank: int) -> Part:
+    """The same engine with LoRAs of up to a rank among its inputs."""
     return Part(part.component + LORA_SUFFIX, part.sources, lambda: AdaptedProgram(part.make(), rank), rank)
 
 
