@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def command(
         )
     story = _story(runtime.bundle, prompt, negative_prompt, result, {**request, "true_cfg": true_cfg})
     if loras:
-        story["lora"] = {file.name: scale for file, scale in loras}
+        story["lora"] = _adapters(loras)
     if cache or cache_threshold is not None:
         listed = manifest.step_cache.threshold if manifest.step_cache else None
         story["cache"] = listed if cache_threshold is None else cache_threshold
@@ -163,6 +164,19 @@ def check_either(path: Path) -> None:
     from mc_runtime.media.clip_output import CLIP_FORMATS
 
     check_output(path, clip=not path.suffix or path.suffix.lower() in CLIP_FORMATS)
+
+
+def _adapters(loras: Sequence[tuple[Path, float]]) -> dict[str, float]:
+    """Scales by the files' names, each behind as many of its folders as it takes to tell one file from another."""
+    scales: dict[Path, float] = {}
+    for file, scale in loras:
+        place = file.absolute()
+        scales[place] = scales.get(place, 0.0) + scale
+    count, names = 1, [place.name for place in scales]
+    while len(set(names)) < len(names):
+        count += 1
+        names = [Path(*place.parts[-count:]).as_posix() for place in scales]
+    return dict(zip(names, scales.values(), strict=True))
 
 
 def _input_of(media: dict[str, Any]) -> Image.Image | Clip:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from mc_runtime import EngineError, RequestError, Runtime
 from mc_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mc_runtime.bundle.store import open_bundle
+from mc_runtime.cli.main import cli
 from mc_runtime.cli.options import Lora
 from mc_runtime.errors import BundleError
+from mc_runtime.media import read_metadata
 from tests.runtime.fake_bundle import LORA_LAYERS, write_fake_bundle
 
 PROMPT = "a red circle"
@@ -42,6 +45,28 @@ def latents(runtime: Runtime, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize(("text", "scale"), [("a:.5", 0.5), ("a:1e-1", 0.1), ("a:-2", -2.0), ("a:+1.", 1.0), ("a", 1.0)])
 def test_scales_on_the_command_line(text: str, scale: float) -> None:
     assert Lora().convert(text, None, None) == (Path("a"), scale)
+
+
+def test_a_picture_says_every_adapter_it_was_made_with(folder: Path, tmp_path: Path) -> None:
+    """PEFT and diffusers give every adapter's file one name: then its folders tell them apart. One given twice counts twice."""
+    given: list[str] = []
+    for place in ("lake/style", "night/style", "own"):
+        (tmp_path / place).mkdir(parents=True)
+        given += ["--lora", f"{adapter(tmp_path / place / 'weights.safetensors', 0.1)}:0.5"]
+    adapter(tmp_path / "other.safetensors", 0.1)
+
+    def said(*loras: str) -> Any:
+        out = tmp_path / "out.png"
+        result = CliRunner().invoke(cli, ["generate", str(folder), PROMPT, "-o", str(out), *loras])
+        assert result.exit_code == 0, result.output
+        return read_metadata(out)["lora"]
+
+    places = ("lake/style", "night/style", f"{tmp_path.name}/own")
+    assert said(*given) == {f"{place}/weights.safetensors": 0.5 for place in places}
+    assert said(*given[2:]) == {"style/weights.safetensors": 0.5, "own/weights.safetensors": 0.5}
+    other = ("--lora", f"{tmp_path}/other.safetensors:-1")
+    assert said(*given[:2], *other) == {"weights.safetensors": 0.5, "other.safetensors": -1}
+    assert said(*given[:2], *given[:2]) == {"weights.safetensors": 1.0}
 
 
 def test_threads_load_replace_unload_and_generate_at_once(folder: Path, tmp_path: Path) -> None:
