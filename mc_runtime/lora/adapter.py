@@ -161,7 +161,10 @@ def _array(entry: Mapping[str, Any], where: str) -> NDArray[np.float32]:
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise RequestError(f"{where} is {entry['dtype']}; save the LoRA in F32, F16 or BF16")
-    raw: NDArray[Any] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    try:
+        raw: NDArray[Any] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    except ValueError:  # without numbers, a shape may have sizes that numpy cannot count
+        raise RequestError(f"{where} has the shape {shown(entry['shape'])}; fetch it again") from None
     widened: NDArray[np.float32] = raw.astype(np.float32)
     if entry["dtype"] == "BF16":
         widened = (raw.astype(np.uint32) << 16).view(np.float32)
@@ -220,7 +223,7 @@ def _settings(place: Path, metadata: Mapping[str, str], file: Path) -> _Settings
         if option == "lora_alpha":
             by_family[family] = (_alpha(value, file), rooted)
         elif option == "use_rslora":
-            by_family[family] = (alpha, bool(value))
+            by_family[family] = (alpha, _rooted(value, file))
     return _Settings(by_family)
 
 
@@ -239,3 +242,9 @@ def _alpha(value: Any, file: Path) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _LARGEST_NUMBER:
         raise RequestError(f"{file}: its lora_alpha is {shown(value)} where a number is wanted; save the adapter again")
     return float(value)
+
+
+def _rooted(value: Any, file: Path) -> bool:
+    if not isinstance(value, (bool, type(None))):  # the text "false" is true, and would give another scale
+        raise RequestError(f"{file}: its use_rslora is {shown(value)} where true or false is wanted; save the adapter again")
+    return bool(value)

@@ -33,13 +33,16 @@ def safetensors(tensors: dict[str, np.ndarray], settings: str | None = None) -> 
     for name, array in tensors.items():
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [len(body), len(body) + array.nbytes]}
         body += array.tobytes()
+    return with_header(header, body)
+
+
+def with_header(header: dict[str, Any], body: bytes) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
 
 
 def lying(**claims: object) -> bytes:
-    text = json.dumps({A: {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32], **claims}}).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(32)
+    return with_header({A: {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32], **claims}}, bytes(32))
 
 
 def refused(path: Path | str) -> str:
@@ -80,6 +83,11 @@ def alpha(value: str) -> bytes:
         (safetensors({5000 * "x" + ".lora_A.weight": ones(2, 2)}), "lora_A only"),
         (lying(data_offsets=[0, 999_999]), "not a readable safetensors file"),
         (lying(shape=[2**62, 2**62]), "not a readable safetensors file"),
+        (
+            with_header({A: {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}, b""),
+            "has the shape [0, 4611686018427387904]",
+        ),
+        (safetensors(plain(), '{"planner.lora_alpha": 2, "planner.use_rslora": "false"}'), "use_rslora is 'false'"),
         (lying(shape=[-2, 4]), "not a readable safetensors file"),
         (lying(dtype="F64", shape=[1, 4]), "is F64; save the LoRA in F32, F16 or BF16"),
         (struct.pack("<Q", 2**63) + b"{}", "not a readable safetensors file"),
