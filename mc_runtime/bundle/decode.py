@@ -13,6 +13,8 @@ from math import isfinite
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from mc_runtime.errors import named
+
 T = TypeVar("T")
 
 
@@ -122,7 +124,7 @@ def _tuple(kinds: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
 
 
 def _join(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else str(key)
+    return f"{place}.{named(key)}" if place else named(key)
 
 
 def _show(value: Any) -> str:

@@ -151,6 +151,7 @@ def test_a_file_that_does_not_fit_says_what_to_run(
         (("measured", 0, "sites", 0, "layers"), []),
         (("measured", 0, "sites", 0, "layers"), "same"),
         (("measured", 0, "sites"), None),
+        (("k" * 10_000,), 1),
     ],
 )
 def test_a_file_that_was_edited_into_nonsense_is_refused(
@@ -168,6 +169,20 @@ def test_a_file_that_was_edited_into_nonsense_is_refused(
     with pytest.raises(RequestError, match="not a calibration") as caught:
         CalibrationRecord.load(file)
     assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_what_a_file_says_is_quoted_within_a_line(record: CalibrationRecord, tmp_path: Path) -> None:
+    file, endless = tmp_path / "fp8.json", "x" * 10_000 + "\x1b[31m"
+    replace(record, checkpoint=endless).save(file)
+    with pytest.raises(RequestError, match="of another checkpoint") as of_another:
+        CalibrationRecord.load(file).of("planner", Activations.ROWS, "0" * 64)
+    replace(record, format=endless).save(file)
+    with pytest.raises(RequestError, match="run mc-runtime calibrate again") as of_no_format:
+        CalibrationRecord.load(file)
+    for caught in (of_another, of_no_format):
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
 
 
 def test_what_is_no_file_is_not_waited_for_and_a_file_is_replaced_whole(record: CalibrationRecord, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from mc_export.quantize.fp8.layers import takes
 from mc_export.quantize.fp8.record import Sensitivity
 from mc_export.quantize.fp8.sensitivity import sites_of
 from mc_export.quantize.fp8.sites import put_fp8
-from mc_runtime.errors import EngineError, RequestError
+from mc_runtime.errors import EngineError, RequestError, named
 
 
 def check_within_loss(measured: Sensitivity) -> None:
@@ -34,6 +34,7 @@ def apply_fp8(program: Program, measured: Sensitivity) -> None:
     missing = [name for site in sites for name in site.layers if name not in there]
     if missing:
         raise RequestError(
-            f"{component}: the calibration has a layer {missing[0]} that this program has not; run mc-runtime calibrate again"
+            f"{component}: the calibration has a layer {named(missing[0])} that this program has not; "
+            "run mc-runtime calibrate again"
         )
     put_fp8(program, sites, measured.activations)

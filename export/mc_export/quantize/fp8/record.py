@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mc_export.quantize.fp8.layers import Activations
 from mc_runtime.bundle.decode import decode, encode
-from mc_runtime.errors import RequestError, printable
+from mc_runtime.errors import RequestError, named, printable
 from mc_runtime.media.files import read_bytes, write_whole
 
 FORMAT = "mc-runtime-calibration"
@@ -119,7 +119,9 @@ class CalibrationRecord:
             RequestError: it is another checkpoint's, or that was not measured; the message has the command that does.
         """
         if sha256 != self.sha256:
-            raise RequestError(f"{where}: is of another checkpoint ({self.checkpoint}); measure it with mc-runtime calibrate")
+            raise RequestError(
+                f"{where}: is of another checkpoint ({named(self.checkpoint)}); measure it with mc-runtime calibrate"
+            )
         for found in self.measured:
             if (found.component, found.activations) == (component, activations):
                 return found
@@ -160,7 +162,7 @@ class CalibrationRecord:
             ) from error
         if (found.format, found.version) != (FORMAT, VERSION):
             raise RequestError(
-                f"{file}: {found.format} {found.version}, not {FORMAT} {VERSION}; run mc-runtime calibrate again"
+                f"{file}: {named(found.format)} {found.version}, not {FORMAT} {VERSION}; run mc-runtime calibrate again"
             )
         return found
 
