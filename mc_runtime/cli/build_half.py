@@ -44,8 +44,9 @@ def at_work() -> Iterator[None]:
 
     Commands have their SIGTERM handled already; the process that builds the demo's bundle has it from here.
     """
-    # NNCF reports its use over the network unless it believes itself in a test.
+    # NNCF reports its use over the network unless it believes itself in a test; onnxruntime, unless this is set.
     os.environ.setdefault("NNCF_CI", "1")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers logs that it does without torchvision, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -184,6 +185,16 @@ def test_onnxruntime_refuses_options_that_are_not_its_own(bundle: Path, options:
     spec = replace(open_bundle(bundle).manifest.engines["planner"], options=options)
     with pytest.raises(BundleError, match="build the bundle again"):
         create_backend("onnxruntime", Settings()).load("planner", (bundle / spec.files[0],), spec)
+
+
+def test_onnxruntime_reports_nothing_home(bundle: Path, tmp_path: Path) -> None:
+    """Where its reports are on, it keeps a database in the user's cache and a session's number among the temporary files."""
+    code = f"from mc_runtime import Runtime; Runtime.load({str(bundle)!r}).generate('a red circle', steps=1)"
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    silencing = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS")
+    others = {name: value for name, value in os.environ.items() if name not in silencing}
+    subprocess.run([sys.executable, "-c", code], env=others | places, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_listing_targets_imports_no_library() -> None:
