@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from onnx import numpy_helper
 from torch import nn
 
@@ -16,6 +17,8 @@ from mc_export.build import BuildOptions
 from mc_export.build.options import EngineChoice
 from mc_export.lower.bf16 import compute_in_bf16
 from mc_export.lower.onnx import BF16_OPSET, onnx_from_program
+from mc_export.lower.tensorrt import PlanOrder, plan_file
+from mc_export.lower.trt_profiles import profiles_of
 from mc_export.program.base import Axis, Program, float_tensor
 from mc_export.program.export import export_program
 from mc_export.quantize.fp8.int4 import Int4Linear
@@ -46,6 +49,27 @@ class Two(Program):
 
     def example(self, extents: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"x": torch.randn(extents["B"], extents["S"], 192, generator=torch.Generator().manual_seed(seed))}
+
+
+class Timesteps(Program):
+    """What Wan does with its timesteps: the same layers for those of the frames and for the one of frames that are given."""
+
+    component = "step"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = (float_tensor("x", "B", "S"),)
+        self.outputs = (float_tensor("y", "B", "S", 64),)
+        self.axes = {"B": Axis("B", 1, 4, 2), "S": Axis("S", 1, 64, 9)}
+        self.inner = nn.Sequential(nn.Linear(256, 64), nn.SiLU(), nn.Linear(64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames, given = (self.inner(get_timestep_embedding(times, 256)) for times in (x.flatten(), torch.zeros(1)))
+        result: torch.Tensor = frames.unflatten(0, x.shape) + given
+        return result
+
+    def example(self, extents: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"x": torch.randn(extents["B"], extents["S"], generator=torch.Generator().manual_seed(seed))}
 
 
 def test_what_takes_int4() -> None:
@@ -116,6 +140,28 @@ def test_the_graph_stores_4_bits_and_computes_the_same(tmp_path: Path, bf16: boo
         for feed in feeds:
             (found,) = session.run(None, {"x": feed["x"].numpy()})
             np.testing.assert_allclose(found, program.run(feed)["y"].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Two, Timesteps])
+def test_tensorrt_builds_it_also_where_a_layer_is_run_twice(kind: type[Program], tmp_path: Path) -> None:
+    """Its library ends the process where two products read the same weights of 4 bits: then this test's, too."""
+    pytest.importorskip("tensorrt_rtx")
+    program: Program = kind().eval()
+    feed = program.example({"B": 2, "S": 9})
+    put_fp8(program, find_sites(program, [feed], INT4), INT4)
+    program = compute_in_bf16(program)
+    file = onnx_from_program(
+        export_program(program), program.inputs, program.outputs, tmp_path / "step.onnx", opset=BF16_OPSET
+    )
+    graph = onnx.load(file.path).graph
+    pairs = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert len({node.input[0] for node in pairs}) == len(pairs) == (2 if kind is Two else 4)
+    for node in pairs:
+        assert sum(node.output[0] in reader.input for reader in graph.node) == 1
+    profiles = profiles_of(program.axes, {"B": 1})
+    order = PlanOrder("step", "tensorrt-rtx", Precision.INT4, program.inputs, program.outputs, profiles, ("8.9",))
+    (plan,), _ = plan_file(file, order, tmp_path)
+    assert plan.stat().st_size > 0
 
 
 @pytest.mark.parametrize(("options", "said"), [
