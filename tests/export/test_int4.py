@@ -26,7 +26,7 @@ from mc_export.quantize.fp8.layers import Activations, Pointwise, fp8_layer, tak
 from mc_export.quantize.fp8.sites import find_sites, in_fp8, put_fp8
 from mc_runtime.bundle.manifest import Precision
 from mc_runtime.errors import RequestError
-from tests.tiny_steps import sizes_for, tiny_step
+from tests.tiny_steps import KINDS, sizes_for, tiny_step
 
 INT4 = Activations.BLOCKS
 
@@ -97,7 +97,7 @@ def test_a_layer_is_the_product_with_its_rounded_weights(bias: bool) -> None:
         assert 0.01 < (cells(picture) - point(picture)).norm() / point(picture).norm() < 0.15
 
 
-@pytest.mark.parametrize("kind", ["sana", "flux-kontext", "wan"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_steps_take_int4_and_are_the_same_again(kind: str) -> None:
     program = tiny_step(kind)
     feed = program.example(sizes_for(program, large=True), seed=3)

@@ -78,6 +78,9 @@ class CanvasBackbone(nn.Module):
         else:
             if self.connector is None:
                 raise ValueError("a canvas was given, but this checkpoint has no canvas connector")
+            if not hasattr(self.model.get_submodule(self.backbone.patch_embedding), CANVAS_BUFFER):
+                # What hung on the first one, it would never enter, and nobody would be told.
+                raise ValueError(f"{self.backbone.patch_embedding} was replaced by a layer behind which no canvas enters")
             clean = self.backbone.clean_frames(sample, **conditions)
             given = {CANVAS_BUFFER: canvas, TIMESTEP_BUFFER: timestep, SAMPLE_BUFFER: sample, CLEAN_BUFFER: clean}
             buffers = {

@@ -38,7 +38,7 @@ class Int4Linear(nn.Module):
         result: Tensor = int4_weights(self.codes, self.scale, self.block)
         return result.T
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # models name it: it is `torch.nn.Linear`'s
         """`[..., in]` to `[..., out]`."""
-        product: Tensor = torch.matmul(x, int4_weights(self.codes, self.scale, self.block))
+        product: Tensor = torch.matmul(input, int4_weights(self.codes, self.scale, self.block))
         return product if self.bias is None else product + self.bias

@@ -84,11 +84,11 @@ class Fp8Linear(nn.Module):
         """What the codes stand for, in the bias's type where there is one: models ask their layers for it."""
         return (self.codes.float() * self.scale[:, None]).to(torch.float32 if self.bias is None else self.bias.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # models name it: it is `torch.nn.Linear`'s
         """`[..., in]` to `[..., out]`."""
         # `torch.compile` sees plain operators, which it fuses; an export has one of ours, which its target takes apart or not.
         plain = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        result: Tensor = (fp8_linear_scaled if plain else fp8_linear)(x, self.codes, self.scale, self.bias)
+        result: Tensor = (fp8_linear_scaled if plain else fp8_linear)(input, self.codes, self.scale, self.bias)
         return result
 
     def of_codes(self, codes: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,9 +128,9 @@ class Fp8RoundedLinear(nn.Module):
         result: Tensor = fp8_weights(self.codes, self.weight_scale)
         return result
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # models name it: it is `torch.nn.Linear`'s
         """`[..., in]` to `[..., out]`."""
-        return F.linear(fp8_round(x, self.input_scale), self.weight, self.bias)
+        return F.linear(fp8_round(input, self.input_scale), self.weight, self.bias)
 
 
 class Pointwise(nn.Module):
@@ -140,14 +140,19 @@ class Pointwise(nn.Module):
         super().__init__()
         self.linear = linear
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`[N, in, H, W]` to `[N, out, H, W]`."""
-        cells: Tensor = self.linear(picture.movedim(1, -1))
+        cells: Tensor = self.linear(input.movedim(1, -1))
         return cells.movedim(-1, 1)
 
 
 def takes(layer: nn.Module, activations: Activations = Activations.ROWS) -> bool:
-    """Whether a layer is a matrix product of a form and of widths that FP8 or INT4 is for."""
+    """Whether a layer is a matrix product of a form and of widths that FP8 or INT4 is for.
+
+    One that a hook hangs on is not: what takes its place has none. Behind FLUX's patch embedding the canvas enters so.
+    """
+    if layer._forward_hooks:
+        return False
     if isinstance(layer, nn.Linear):
         given, made = layer.in_features, layer.out_features
     elif isinstance(layer, nn.Conv2d):

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ def find_sites(program: Program, feeds: Sequence[Feed], activations: Activations
     seen, hooks = _Seen(), []
     for name, layer in program.named_modules():
         if takes(layer, activations):
-            hook = lambda module, given, name=name: seen.note(name, module, given[0])  # noqa: E731
-            hooks.append(layer.register_forward_pre_hook(hook))
+            hooks.append(layer.register_forward_pre_hook(partial(_tell, seen, name), with_kwargs=True))
     try:
         for feed in feeds:
             program.run(feed)
@@ -81,6 +81,10 @@ def find_sites(program: Program, feeds: Sequence[Feed], activations: Activations
         Site(tuple(names), sum(seen.work[name] for name in names) / len(feeds), seen.largest[site])
         for site, names in members.items()
     )
+
+
+def _tell(seen: _Seen, name: str, layer: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    seen.note(name, layer, given[0] if given else named["input"])
 
 
 def put_fp8(program: nn.Module, sites: Iterable[Site], activations: Activations) -> dict[str, nn.Module]:
