@@ -141,11 +141,13 @@ class TensorRtBackend(PooledBackend):
         """A launch as a graph that is replayed on the backend's stream. It is recorded on another: copies that other threads
         ask for meanwhile must not get into it. It is the caller's turn."""
         self.stream.wait()  # a context must not be launched on two streams at once
-        with collecting_nothing:  # memory that the collector gave back meanwhile would be lost, and the graph with it
-            try:
-                return self._side.captured(lambda: launch(self._side), replayed_on=self.stream)
-            except EngineError as error:
-                raise EngineError(f"{error}: {self.log.take()}" if self.log.errors else str(error)) from error
+        collecting_nothing.begin()  # memory that the collector gave back meanwhile would be lost, and the graph with it
+        try:
+            return self._side.captured(lambda: launch(self._side), replayed_on=self.stream)
+        except EngineError as error:
+            raise EngineError(f"{error}: {self.log.take()}" if self.log.errors else str(error)) from error
+        finally:
+            collecting_nothing.end()
 
 
 class TensorRtRtxBackend(TensorRtBackend):

@@ -97,13 +97,21 @@ class _CollectingNothing(ContextDecorator):
 
     def __enter__(self) -> None:
         gc.collect()
+        self.begin()
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        """Switches it off, as often as it is switched on again, without collecting first."""
         with self._lock:
             if not self._inside:
                 self._was_on = gc.isenabled()
                 gc.disable()
             self._inside += 1
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Switches it on again."""
         with self._lock:
             self._inside -= 1
             if not self._inside and self._was_on:

@@ -180,6 +180,8 @@ def test_no_memory_is_given_back_while_a_graph_is_captured(gpu: Gpu) -> None:
     call.run()
     np.testing.assert_array_equal(backend.to_host(output), expected)
     assert gpu.cuda.launched_graphs == 1
+    assert gpu.cuda.used == used
+    gc.collect()
     assert gpu.cuda.used < used
 
 

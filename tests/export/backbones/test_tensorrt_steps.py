@@ -32,8 +32,12 @@ MODELS: dict[str, Any] = {
 }
 
 
+# UNets over frames take a minute each.
+LONG = ("animatediff", "svd")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.matrix] * (name in LONG)) for name in MODELS])
 def test_a_step_becomes_a_plan(name: str, tmp_path: Path) -> None:
     program: Program = tiny_step(name, model=MODELS[name]())
     engine = make_plan(
