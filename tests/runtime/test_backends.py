@@ -197,6 +197,15 @@ def test_onnxruntime_reports_nothing_home(bundle: Path, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.parametrize("importing", ["mc_runtime.backends.openvino", "mc_export.lower.openvino"])
+def test_openvino_reports_nothing_home(importing: str, tmp_path: Path) -> None:
+    """Where its reports are on, importing it counts its uses in the user's home, and looks for its maker."""
+    pytest.importorskip("openvino")
+    others = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    subprocess.run([sys.executable, "-c", f"import {importing}"], env=others | {"HOME": str(tmp_path)}, check=True)
+    assert not (tmp_path / "intel").exists()
+
+
 def test_listing_targets_imports_no_library() -> None:
     code = (
         "import sys; from mc_runtime.backends.registry import available; found = available(); "
